@@ -1,0 +1,68 @@
+# Every target sets up .venv by itself; `make` alone explains them.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint bench mutants clean
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+# Nothing here may need the network once .venv is ready, and equal thread counts give equal sums.
+demo test test-slow bench mutants: export HF_HUB_OFFLINE := 1
+demo test test-slow bench mutants: export HF_DATASETS_OFFLINE := 1
+demo test test-slow bench mutants: export TRANSFORMERS_VERBOSITY := error
+demo test test-slow bench mutants: export TOKENIZERS_PARALLELISM := false
+demo test test-slow bench mutants: export WANDB_MODE := disabled
+# The models are tiny: a second thread costs more than it brings.
+test test-slow mutants: export OMP_NUM_THREADS := 1
+
+help: ## print this
+	@echo "usage: make TARGET [PYTHON=python3] [ARGS='...']"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## set up .venv; the other targets do it by themselves
+
+demo: $(READY) ## teach the embedded model to think with RLP, on this machine
+	@$(BIN)/rl-think demo $(ARGS)
+
+test: $(READY) ## tests and doctests that are not slow; at most 12 minutes (ARGS goes to pytest)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the tests that train (ARGS goes to pytest)
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff, formatting, types, import rules
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## time the scorer (ARGS goes to benchmarks/scoring.py)
+	@$(BIN)/python benchmarks/scoring.py $(ARGS)
+
+mutants: $(READY) ## take each protected fix out of a copy; its test must turn red (ARGS='--only NAME')
+	@$(BIN)/python tests/mutants/run.py -j $(JOBS) $(ARGS)
+
+clean: ## remove caches and builds; .venv stays
+	@rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+# .unfinished marks a set-up that was interrupted: pip may have left half a package behind, so it starts from nothing.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; pass PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; need = tuple(map(int, "$(MIN_PYTHON)".split("."))); \
+	sys.exit(0 if v >= need else "make: $(PYTHON) is Python %d.%d; $(MIN_PYTHON) or newer is needed: make PYTHON=/path/to/python$(MIN_PYTHON)" % v)'
+	@if [ -e .venv/.unfinished ]; then echo "make: .venv was interrupted while being set up; starting again"; rm -rf .venv; fi
+	@echo "make: setting up .venv (once; some minutes)"
+	@mkdir -p .venv && touch .venv/.unfinished
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install -c constraints.txt $(TORCH)
+	@$(PIP) install -c constraints.txt -e '.[trl,verl,data,dev]'
+	@rm .venv/.unfinished && touch $@

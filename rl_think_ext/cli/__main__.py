@@ -1,0 +1,7 @@
+"""`python -m rl_think_ext.cli` is `rl-think`."""
+
+import sys
+
+from rl_think_ext.cli import main
+
+sys.exit(main())
