@@ -1,0 +1,1 @@
+"""The methods' equations as pure functions of tensors, one file a method."""
