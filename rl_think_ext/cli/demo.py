@@ -1,0 +1,176 @@
+"""`rl-think demo`: RLP on the embedded model through the real TRL trainer, on a CPU, in minutes."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl_think_ext.errors import UserError
+
+# The settings of recipes/rlp/tiny; a test holds the two together.
+SETTINGS: dict[str, Any] = {
+    "max_steps": 100,
+    "per_device_train_batch_size": 128,
+    "num_generations": 8,
+    "max_completion_length": 20,
+    "temperature": 1.0,
+    "learning_rate": 5.0e-4,
+    "lr_scheduler_type": "linear",
+    "max_grad_norm": 1.0,
+    "loss_type": "grpo",
+    "scale_rewards": "none",
+    "beta": 0.0,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "save_strategy": "no",
+    "report_to": "none",
+}
+# Rows of the final measurement: this generator seed and the part "test" chose nothing.
+TEST_SEED, TEST_ROWS = 20261121, 1024
+TRAIN_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Teach the embedded model to think with RLP and show what changed."""
+
+    output: Path = Path("out/demo")
+    """Folder of result.json, the plot and the samples."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of training, one run each; the recipe's five are 0 1 2 3 4."""
+    steps: int = SETTINGS["max_steps"]
+    """Optimizer steps of each run."""
+    test_rows: int = TEST_ROWS
+    """Held-out programs of the measurement before and after."""
+    controls: bool = False
+    """Also train on the same programs as plain text, and on worked steps, for the same time."""
+
+
+def run(argv: list[str]) -> int:
+    """Run the demo; returns the exit status."""
+    import tyro
+
+    config = tyro.cli(DemoConfig, args=argv, prog="rl-think demo")
+    if config.steps < 1 or config.test_rows < 1 or not config.seeds:
+        raise UserError("--steps, --test-rows and --seeds are at least 1")
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {config.output}: {error.strerror}; choose another --output") from error
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    results = [_one(config, seed) for seed in config.seeds]
+    (config.output / "result.json").write_text(json.dumps(_summary(config, results), indent=2) + "\n", encoding="utf-8")
+    from rl_think_ext.cli.demo_view import draw, show
+
+    show(results, config.output)
+    draw(results, config.output / "demo.png")
+    return 0
+
+
+def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
+    """Train with one seed and measure before and after."""
+    import torch
+
+    from rl_think_ext.scoring.load import load_model, load_tokenizer
+    from rl_think_ext.tiny import PROGRAMS_MODEL
+    from rl_think_ext.tiny.measure import answer, measure, sample_thoughts
+    from rl_think_ext.tiny.programs import held_out_rows, rl_rows
+
+    # The model is too small to share: a second thread costs time, and equal thread counts give equal sums.
+    torch.set_num_threads(1)
+    tokenizer, base = load_tokenizer(str(PROGRAMS_MODEL)), load_model(str(PROGRAMS_MODEL))
+    rows, test = rl_rows(seed, TRAIN_ROWS), held_out_rows("test", TEST_SEED, config.test_rows)
+    frozen = answer(base, tokenizer, test).logprob
+    before = measure(base, tokenizer, test, baseline=frozen)
+    model, history, seconds = _train(config, seed, tokenizer, rows)
+    result = {
+        "seed": seed,
+        "train_seconds": round(seconds, 1),
+        "before": before,
+        "after": measure(model, tokenizer, test, baseline=frozen),
+        "history": history,
+        "thoughts": [
+            {"context": row["context"], "target": row["target"], "before": old, "after": new}
+            for row, old, new in zip(
+                test[:8],
+                sample_thoughts(base, tokenizer, test[:8], seed=0),
+                sample_thoughts(model, tokenizer, test[:8], seed=0),
+                strict=True,
+            )
+        ],
+    }
+    if config.controls:
+        from rl_think_ext.tiny.controls import train_control
+
+        for kind in ("continued", "worked"):
+            other = load_model(str(PROGRAMS_MODEL))
+            steps = train_control(kind, other, tokenizer, rows, seconds=seconds, seed=seed)
+            result[kind] = {"train_steps": steps, **measure(other, tokenizer, test, baseline=frozen)}
+    return result
+
+
+def _train(config: DemoConfig, seed: int, tokenizer: Any, rows: Any) -> tuple[Any, list[dict[str, Any]], float]:
+    """RLP through ThinkGRPOTrainer; the trained model, TRL's own log and the seconds it took."""
+    from datasets import Dataset
+
+    from rl_think_ext.cli.demo_view import LiveProgress
+    from rl_think_ext.methods.rlp import RLPConfig
+    from rl_think_ext.tiny import PROGRAMS_MODEL
+    from rl_think_ext.trl import ThinkGRPOConfig, ThinkGRPOTrainer
+
+    chosen = {**SETTINGS, "max_steps": config.steps, "seed": seed, "logging_steps": 1, "disable_tqdm": True}
+    args = ThinkGRPOConfig(str(config.output / f"seed-{seed}"), **chosen)
+    trainer = ThinkGRPOTrainer(
+        str(PROGRAMS_MODEL),
+        args,
+        rlp=RLPConfig(),
+        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        processing_class=tokenizer,
+        callbacks=[LiveProgress(f"seed {seed}", config.steps)],
+    )
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    start = time.monotonic()
+    trainer.train()
+    seconds = time.monotonic() - start
+    wanted = (
+        "rlp/gain",
+        "rlp/gain_frozen",
+        "rlp/logprob_baseline",
+        "rlp/logprob_frozen",
+        "rlp/thought_length",
+        "entropy",
+    )
+    history = [
+        {"step": log["step"], **{key.removeprefix("rlp/"): log[key] for key in wanted if log.get(key) is not None}}
+        for log in trainer.state.log_history
+        if "rlp/gain" in log
+    ]
+    return trainer.model.eval(), history, seconds
+
+
+def _summary(config: DemoConfig, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What result.json holds: the means over seeds, every run, settings and versions."""
+    from importlib.metadata import version
+
+    import numpy as np
+
+    after = {key: [float(r["after"][key]) for r in results] for key in ("gain", "accuracy")}
+    return {
+        "gain_mean": float(np.mean(after["gain"])),
+        "gain_min": min(after["gain"]),
+        "accuracy_mean": float(np.mean(after["accuracy"])),
+        "ceiling_nats": float(np.log(10)),
+        "settings": {**SETTINGS, "max_steps": config.steps},
+        "test": {"part": "test", "seed": TEST_SEED, "rows": config.test_rows},
+        "versions": {name: version(name) for name in ("rl_think_ext", "torch", "trl", "transformers")},
+        "runs": results,
+    }

@@ -1,0 +1,119 @@
+"""A run out of one YAML file: TRL's own parser, the dataset, ThinkGRPOTrainer, and training."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rl_think_ext import settings
+from rl_think_ext.errors import UserError
+from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.scoring.ema import is_whole
+from rl_think_ext.scoring.load import explain
+
+
+def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -> None:
+    """Build TRL's arguments and the trainer, and train.
+
+    Raises:
+        UserError: an unknown key, a dataset or model that cannot be loaded, settings that are not RLP.
+    """
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    from rl_think_ext.trl.rows import load_rows
+    from rl_think_ext.trl.trainer import ThinkGRPOConfig, ThinkGRPOTrainer
+
+    kinds = (GRPOScriptArguments, ThinkGRPOConfig, ModelConfig, DatasetMixtureConfig)
+    settings.check_keys(config, [f.name for kind in kinds for f in dataclasses.fields(kind)], where)
+    parser = TrlParser(kinds)
+    parser.set_defaults_with_config(**config)
+    try:
+        script, args, model, mixture = parser.parse_args_into_dataclasses(args=rest)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+    if mixture.datasets:
+        raise UserError(f"{where}: `datasets:` mixtures are not supported; build one folder with `rl-think data rlp`")
+    if not model.model_name_or_path or not script.dataset_name:
+        raise UserError(f"{where}: say `model_name_or_path:` and `dataset_name:`")
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    checkpoint = _checkpoint(args, rlp)
+    _writable(args.output_dir)
+    splits = load_rows(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    try:
+        trainer = ThinkGRPOTrainer(
+            model.model_name_or_path,
+            args,
+            rlp=rlp,
+            reward_funcs=_rewards(script.reward_funcs or []),
+            train_dataset=_split(splits, script.dataset_train_split, script.dataset_name),
+            eval_dataset=_split(splits, script.dataset_test_split, script.dataset_name) if evaluates else None,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+        )
+    except OSError as error:
+        raise UserError(explain("model", model.model_name_or_path, error)) from error
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(args.output_dir)
+    trainer.accelerator.print(f"model and logs are in {args.output_dir}")
+
+
+def _split(splits: Any, split: str, name: str) -> Any:
+    if split not in splits:
+        raise UserError(f"{name} has no split `{split}`; there are {', '.join(splits)}")
+    return splits[split]
+
+
+def _checkpoint(args: Any, rlp: RLPConfig) -> str | None:
+    """What to resume from; `true`, which reaches the arguments as text, is the newest checkpoint that is whole (F18).
+
+    Raises:
+        UserError: nothing there.
+    """
+    given = args.resume_from_checkpoint
+    if given is None or str(given).lower() == "false":
+        return None
+    if str(given).lower() != "true":
+        if not Path(given).is_dir():
+            raise UserError(f"resume_from_checkpoint: there is no {given}")
+        return str(given)
+    found = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
+    for path in sorted(found, key=lambda path: -int(path.name[11:])):
+        # The trainer writes its state last.
+        if (path / "trainer_state.json").is_file() and all(is_whole(path / "rl_think", name) for name in rlp.averages):
+            return str(path)
+    raise UserError(f"resume_from_checkpoint: there is no whole checkpoint in {args.output_dir}")
+
+
+def _writable(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        probe = Path(folder) / ".rl_think.partial"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}; choose another one") from error
+
+
+def _rewards(names: list[str] | str) -> list[Any]:
+    """Further rewards, by TRL's own names or dotted path; the gain itself is always there."""
+    import trl.rewards
+
+    found = []
+    for name in [names] if isinstance(names, str) else names:
+        if name == "rl_think_ext.trl.rlp":
+            continue
+        module, _, attribute = name.rpartition(".")
+        try:
+            found.append(getattr(import_module(module) if module else trl.rewards, attribute))
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"reward_funcs: cannot import {name}: {error}") from error
+    return found

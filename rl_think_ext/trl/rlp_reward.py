@@ -1,0 +1,236 @@
+"""RLP's reward for TRL: works by name under the stock `trl grpo`, and is what ThinkGRPOTrainer builds on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rl_think_ext import settings
+from rl_think_ext.data.reader import Reader
+from rl_think_ext.errors import UserError
+from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.scoring.ema import WeightAverage, refuse_sharded, trainable_checksum
+from rl_think_ext.scoring.gain import REASONS, Gains, GainScorer, Rollout, gain_metrics
+from rl_think_ext.scoring.likelihood import Likelihood
+from rl_think_ext.template import TagIds, canonical_closing, close_thought
+from rl_think_ext.trl import checks, host
+from rl_think_ext.trl.callback import RLPCallback
+from rl_think_ext.trl.rows import check_lengths, rows_of
+
+if TYPE_CHECKING:
+    from trl import GRPOTrainer
+
+PREFIX = "rlp/"
+
+
+class InformationGain:
+    """The information gain of thoughts (RLP, arXiv 2510.01265, eq. 5), in nats, as a TRL reward function.
+
+    Dataset columns: `prompt` (what the policy is shown), `context` and `target` or `context_ids` and `target_ids`.
+    Unscorable samples are None. Under the stock `trl grpo` TRL's advantage is eq. 7 times (n - 1) / n; the exact one
+    is ThinkGRPOTrainer's.
+
+    Args:
+        config: Settings; None reads them from RL_THINK_CONFIG when training starts.
+
+    Raises:
+        UserError: from the first call, for settings, models or rows that cannot be RLP.
+    """
+
+    __name__ = "rlp"
+
+    def __init__(self, config: RLPConfig | None = None) -> None:
+        self._given = config
+        self._trainer: GRPOTrainer | None = None
+        self.resume_from: str | None = None
+
+    def __reduce__(self) -> Any:
+        raise UserError(
+            "RLP's reward needs the policy's weights and cannot be sent to another process: AsyncGRPO cannot train "
+            "it; use GRPOTrainer (trl grpo) or ThinkGRPOTrainer (rl-think train)."
+        )
+
+    def bind(self, trainer: GRPOTrainer) -> None:
+        """Tie the reward to a trainer and check that the two make RLP; a second call with the same one does nothing."""
+        if self._trainer is trainer:
+            return
+        host.check_host()
+        self.config, self.source = self._resolve()
+        tokenizer = host.tokenizer_of(trainer)
+        self.tags = TagIds.of(tokenizer)
+        self.reader = Reader(tokenizer, self.config, self.tags)
+        checks.warn_all(checks.check_settings(trainer.args))
+        checks.check_stop(trainer, self.tags)
+        checks.check_rewards(trainer)
+        positions = max_positions(trainer.model)
+        check_lengths(trainer.train_dataset, self.reader, positions, trainer.max_completion_length)
+        # Nothing of an earlier trainer stays: the ready object may serve several in one process.
+        self._trainer, self._tokenizer = trainer, tokenizer
+        self.restart()
+        callbacks = trainer.callback_handler.callbacks
+        if not any(isinstance(callback, RLPCallback) and callback.reward is self for callback in callbacks):
+            trainer.add_callback(RLPCallback(self, trainer))
+        self._announce()
+
+    def restart(self) -> None:
+        """Forget averages and counts: the next batch begins them anew, or takes them up from the checkpoint."""
+        self.averages: dict[str, WeightAverage] = {}
+        self.scorer: GainScorer | None = None
+        self.last: Gains | None = None
+        self._failed, self._finished = 0, time.monotonic()
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        log_extra: Any = None,
+        log_metric: Any = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One gain per completion, None where there is none; see the class."""
+        if not prompts:
+            return []
+        # Without log_metric (a direct call) the trainer that was bound is the one.
+        self.bind(self.trainer if log_metric is None and self._trainer else host.trainer_of(log_metric))
+        started = time.monotonic()
+        scorer = self.scorer or self._start()
+        gains = scorer(self._rollouts(prompts, completion_ids, columns))
+        self.last = self._gather(gains)
+        self._count_failures()
+        if log_metric is not None:
+            self._log_metrics(log_metric, started)
+        if log_extra is not None:
+            self._log_columns(log_extra, gains)
+        return [score.value for score in gains.scores()]
+
+    @property
+    def trainer(self) -> GRPOTrainer:
+        """The trainer this reward is bound to."""
+        assert self._trainer is not None, "bind() comes first"
+        return self._trainer
+
+    def _resolve(self) -> tuple[RLPConfig, str]:
+        if self._given is not None:
+            return self._given, "given in code"
+        mapping, where = settings.from_environment("rlp")
+        return settings.build(RLPConfig, mapping, where), where
+
+    def _announce(self) -> None:
+        """Print and keep the resolved settings, and demand that every rank has the same."""
+        from accelerate.utils import gather_object
+
+        mark = settings.fingerprint(self.config)
+        marks = gather_object([mark])
+        if len(set(marks)) > 1:
+            raise UserError(f"the ranks have different RLP settings ({', '.join(marks)}): give all the same file")
+        if self.trainer.accelerator.is_main_process:
+            values = dict(vars(self.config))
+            shown = " ".join(f"{name}={value}" for name, value in values.items())
+            print(f"[rl_think] RLP settings {mark} ({self.source}): {shown}", flush=True)
+            folder = Path(self.trainer.args.output_dir) / "rl_think"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "settings.json").write_text(json.dumps({"fingerprint": mark, "rlp": values}, indent=2) + "\n")
+            except OSError as error:
+                raise UserError(
+                    f"cannot write to output_dir {folder}: {error.strerror}. Choose another one."
+                ) from error
+
+    def _start(self) -> GainScorer:
+        """On the first batch: take the averages' start from the policy (eq. 6), or from the checkpoint."""
+        trainer, config = self.trainer, self.config
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        refuse_sharded(model)  # only now: FSDP shards when training begins
+        self.averages = {name: WeightAverage(model, decay) for name, decay in config.averages.items()}
+        if trainer.state.global_step > 0:
+            self._restore()
+        baseline = {"ema": "ema", "init": "frozen"}.get(config.baseline)
+        likelihood = Likelihood(
+            model,
+            self._tokenizer.pad_token_id,
+            config.max_tokens_per_batch,
+            autocast=trainer.accelerator.autocast,
+            device=trainer.accelerator.device,
+        )
+        self.scorer = GainScorer(
+            config,
+            likelihood,
+            self.tags,
+            self.averages[baseline].swapped_in if baseline else None,
+            self.averages["frozen"].swapped_in if config.frozen_gain else None,
+            max_positions(model),
+        )
+        return self.scorer
+
+    def _restore(self) -> None:
+        """A resumed run goes on with the averages of its checkpoint, or not at all (F19)."""
+        args, step = self.trainer.args, self.trainer.state.global_step
+        given = self.resume_from or args.resume_from_checkpoint
+        folder = Path(given) if isinstance(given, str) and Path(given).is_dir() else None
+        folder = folder or Path(args.output_dir) / f"checkpoint-{step}"
+        for name, average in self.averages.items():
+            average.load(folder / "rl_think", name)
+
+    def _rollouts(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], columns: Any) -> list[Rollout]:
+        ends, opened = self.trainer.eos_token_ids, self.config.elicit == "prefill"
+        rollouts = []
+        for (row, where), completion in zip(rows_of(prompts, columns), completion_ids, strict=True):
+            context = self.reader.context(row, where)
+            prompt = self.reader.prompt(row, context, where)
+            thought = close_thought(canonical_closing(completion, self.tags, self._tokenizer), self.tags, ends, opened)
+            rollouts.append(Rollout(prompt, context, self.reader.target(row, where), thought))
+        return rollouts
+
+    def _gather(self, gains: Gains) -> Gains:
+        """All ranks' samples in the order in which TRL forms groups."""
+        accelerator = self.trainer.accelerator
+        table = accelerator.gather(gains.table.to(accelerator.device)).cpu()
+        noise = accelerator.gather(torch.tensor([gains.noise], device=accelerator.device))
+        return Gains(table, float(noise.max()))
+
+    def _count_failures(self) -> None:
+        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is."""
+        assert self.last is not None
+        reason = self.last.column("reason")
+        self._failed = self._failed + 1 if bool((reason >= 0).all()) else 0
+        if self._failed >= self.config.max_failed_steps:
+            found = sorted({REASONS[int(code)] for code in reason.tolist()})
+            raise UserError(f"no sample was scorable in {self._failed} steps in a row: {', '.join(found)}")
+
+    def _log_metrics(self, log_metric: Any, started: float) -> None:
+        assert self.last is not None
+        training = self.trainer.model.training
+        size = self.trainer.num_generations if training else self.trainer.num_generations_eval
+        metrics = gain_metrics(self.last, size)
+        now = time.monotonic()
+        metrics["scoring_share"] = (now - started) / max(now - self._finished, 1e-9)
+        metrics["scoring_seconds"] = now - started
+        self._finished = now
+        metrics["policy_checksum"] = trainable_checksum(self.trainer.model)
+        if "ema" in self.averages:
+            ema = self.averages["ema"]
+            metrics |= {
+                "ema_checksum": ema.checksum(),
+                "ema_distance": ema.distance(),
+                "ema_updates": float(ema.updates),
+            }
+        for name, value in metrics.items():
+            log_metric(PREFIX + name, value)
+
+    def _log_columns(self, log_extra: Any, gains: Gains) -> None:
+        for name in ("reasoned", "baseline", "frozen", "frozen_gain"):
+            log_extra(PREFIX + name, [None if value != value else value for value in gains.column(name).tolist()])
+        log_extra(PREFIX + "unscorable", [score.reason for score in gains.scores()])
+
+
+def max_positions(model: Any) -> int | None:
+    """Positions that the model has by its config, or None where it does not say."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    value = getattr(config, "max_position_embeddings", None)
+    return int(value) if value else None
