@@ -1,0 +1,252 @@
+"""Takes each protected fix out of a copy of the tree and demands that the named test turns red; `make mutants`.
+
+A mutant is `tests/mutants/NAME.patch`: two lines, then a diff for `git apply`.
+
+    # test: tests/test_rlp.py::test_advantage_counts_the_scorable
+    # takes out: n_valid in eq. 7
+
+Killed means: the test passes without the patch, and with it pytest exits with 1 because an assertion or an error of the
+code under test failed; a test that is missing, skipped, timed out or can no longer import is not a kill. Compiled
+modules are taken along as installed, so a patch of compiled sources survives: rebuild those by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = "rl_think_ext"
+# How pytest's message begins; a syntax error begins with its place.
+NOT_A_KILL = ("ImportError", "ModuleNotFoundError", "NameError", 'File "')
+
+# The finder of an editable install wins over PYTHONPATH, also in the processes that a test starts; `site` runs this
+# file after the finder is in place, in every Python that inherits the environment.
+SITECUSTOMIZE = """\
+import os, sys
+def editable(finder):
+    return getattr(finder, "__module__", type(finder).__module__).startswith(("_editable_", "__editable__"))
+sys.meta_path[:] = [f for f in sys.meta_path if not editable(f)]
+sys.path[:] = [p for p in sys.path if os.path.realpath(p) != {root!r}]
+"""
+
+
+class Mutant(NamedTuple):
+    name: str
+    patch: Path
+    test: str
+    takes_out: str
+
+
+class Verdict(NamedTuple):
+    word: str
+    detail: str
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pytest run said."""
+
+    status: int | None  # None: timed out
+    num_tests: int
+    num_skipped: int
+    failures: list[str]
+    tail: str
+
+    @property
+    def all_passed(self) -> bool:
+        return self.status == 0 and self.num_tests > 0 and self.num_skipped == 0
+
+
+def read_mutant(patch: Path) -> Mutant:
+    """Raises SystemExit, naming the file, when one of the two lines is missing."""
+    lines = [*patch.read_text(encoding="utf-8").splitlines(), "", ""]
+    values = []
+    for number, key in enumerate(("test", "takes out")):
+        prefix = f"# {key}: "
+        if not lines[number].startswith(prefix):
+            raise SystemExit(f"{patch}: line {number + 1} is `{prefix}...`, got {lines[number]!r}")
+        values.append(lines[number].removeprefix(prefix).strip())
+    return Mutant(patch.stem, patch, *values)
+
+
+def choose(mutants: list[Mutant], names: list[str]) -> list[Mutant]:
+    known = {mutant.name: mutant for mutant in mutants}
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            raise SystemExit(f"no mutant {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return [known[name] for name in names] if names else mutants
+
+
+class Trees:
+    """Copies of the tracked and untracked files of `root`, each with the certainty that Python imports from it."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root, self.folder = root, folder
+        self.site = folder / "site"
+        self.site.mkdir()
+        (self.site / "sitecustomize.py").write_text(SITECUSTOMIZE.format(root=str(root)), encoding="utf-8")
+        self.pristine = folder / "pristine"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=root, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        for name in filter(None, listed.split("\0")):
+            self._take(root / name, self.pristine / name)
+        for path, name in installed_extensions():
+            self._take(path, self.pristine / name)
+
+    @staticmethod
+    def _take(source: Path, target: Path) -> None:
+        if source.is_file():  # a tracked file may be deleted
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+
+    def environment(self, tree: Path) -> dict[str, str]:
+        # Without the ceiling, `git apply` below some repository skips every file and succeeds.
+        return os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(self.site), str(tree)]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GIT_CEILING_DIRECTORIES": str(tree.parent),
+        }
+
+    def copy(self, name: str) -> Path:
+        tree = self.folder / "trees" / name
+        shutil.copytree(self.pristine, tree)
+        found = subprocess.run(
+            [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"],
+            cwd=self.folder, env=self.environment(tree), check=True, capture_output=True, text=True,
+        ).stdout.strip()  # fmt: skip
+        if not Path(found).resolve().is_relative_to(tree):
+            raise SystemExit(
+                f"{PACKAGE} is imported from {found}, not from the copy {tree}: no verdict would mean anything"
+            )
+        return tree
+
+
+def installed_extensions() -> Iterable[tuple[Path, Path]]:
+    """Compiled modules beside the installed package: an editable install keeps them out of the tree."""
+    for entry in map(Path, sys.path):
+        for path in (entry / PACKAGE).rglob("*.so"):
+            yield path, path.relative_to(entry)
+
+
+def run_tests(trees: Trees, tree: Path, tests: list[str], timeout: float) -> Outcome:
+    report = tree.parent / f"{tree.name}.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+    with subprocess.Popen(
+        command, cwd=tree, env=trees.environment(tree), text=True, errors="replace",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return Outcome(None, 0, 0, [], f"timed out after {timeout:.0f} s")
+    cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
+    report.unlink(missing_ok=True)
+    return Outcome(
+        status=process.returncode,
+        num_tests=len(cases),
+        num_skipped=sum(case.find("skipped") is not None for case in cases),
+        failures=[found.get("message", "") for case in cases for found in case.findall("failure")],
+        tail="\n".join(output.splitlines()[-15:]),
+    )
+
+
+def red_without_patch(trees: Trees, tests: list[str], timeout: float) -> dict[str, str]:
+    """The named tests that do not pass as the tree stands, and what they said."""
+    tree = trees.copy("unpatched")
+    if run_tests(trees, tree, tests, timeout * len(tests)).all_passed:
+        return {}
+    red = {}
+    for test in tests:
+        outcome = run_tests(trees, tree, [test], timeout)
+        if not outcome.all_passed:
+            red[test] = outcome.tail
+    return red
+
+
+def judge(trees: Trees, timeout: float, red: dict[str, str], mutant: Mutant) -> Verdict:
+    if mutant.test in red:
+        return Verdict("RED WITHOUT IT", red[mutant.test])
+    tree = trees.copy(f"mutant-{mutant.name}")
+    applied = subprocess.run(
+        ["git", "apply", "--verbose", str(mutant.patch)],
+        cwd=tree, env=trees.environment(tree), check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if applied.returncode != 0 or "Applied patch" not in applied.stderr:
+        return Verdict("DOES NOT APPLY", applied.stderr.strip())
+    begin = time.monotonic()
+    outcome = run_tests(trees, tree, [mutant.test], timeout)
+    shutil.rmtree(tree)
+    word = read_outcome(outcome)
+    return Verdict(word, "" if word == "killed" else outcome.tail, time.monotonic() - begin)
+
+
+def read_outcome(outcome: Outcome) -> str:
+    if outcome.status is None:
+        return "TIMED OUT"
+    if outcome.status == 0:
+        return "SURVIVED"
+    real = [message for message in outcome.failures if not message.lstrip().startswith(NOT_A_KILL)]
+    return "killed" if outcome.status == 1 and real else "BROKEN"
+
+
+def print_table(verdicts: dict[Mutant, Verdict]) -> None:
+    width = max(len(mutant.name) for mutant in verdicts)
+    for mutant, verdict in verdicts.items():
+        print(f"{mutant.name:<{width}}  {verdict.word:<14}  {verdict.seconds:5.1f} s  {mutant.takes_out}")
+    for mutant, verdict in verdicts.items():
+        if verdict.word != "killed":
+            print(f"\n== {mutant.name}: {verdict.word}\n   test: {mutant.test}\n{verdict.detail}")
+    num_killed = sum(verdict.word == "killed" for verdict in verdicts.values())
+    print(f"\n{num_killed} of {len(verdicts)} mutants killed")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="just this mutant; repeatable")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="mutants at a time (2)")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one test (300)")
+    parser.add_argument("--list", action="store_true", help="name the mutants and stop")
+    parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="the repository (this one)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    root = args.root.resolve()
+    mutants = choose([read_mutant(patch) for patch in sorted((root / "tests" / "mutants").glob("*.patch"))], args.only)
+    if not mutants:
+        raise SystemExit(f"no mutants in {root / 'tests' / 'mutants'}")
+    if args.list:
+        print("\n".join(f"{mutant.name}: {mutant.takes_out} ({mutant.test})" for mutant in mutants))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        trees = Trees(root, Path(folder).resolve())
+        red = red_without_patch(trees, sorted({mutant.test for mutant in mutants}), args.timeout)
+        work: Callable[[Mutant], Verdict] = partial(judge, trees, args.timeout, red)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            verdicts = dict(zip(mutants, pool.map(work, mutants), strict=True))
+    print_table(verdicts)
+    return 0 if all(verdict.word == "killed" for verdict in verdicts.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

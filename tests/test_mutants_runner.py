@@ -1,0 +1,124 @@
+"""The runner of the mutants, on a toy tree whose package bears our name: an editable install must not win over it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUNNER = Path(__file__).parent / "mutants" / "run.py"
+CODE = "def double(x):\n    return 2 * x\n"
+TESTS = """\
+import subprocess, sys
+import pytest
+
+def test_strong():
+    from rl_think_ext.toy import double
+    assert double(3) == 6
+
+def test_weak():
+    from rl_think_ext.toy import double
+    assert double(0) == 0
+
+def test_child():
+    child = "import os; os.chdir('/'); from rl_think_ext.toy import double; print(double(3))"
+    assert subprocess.check_output([sys.executable, "-c", child], text=True) == "6\\n"
+
+@pytest.mark.skip(reason="absent: toy")
+def test_skipped(): ...
+
+def test_red():
+    assert False
+"""
+
+
+def patch(test: str, old: str, new: str) -> str:
+    return (
+        f"# test: tests/test_toy.py::{test}\n# takes out: the factor\n"
+        "--- a/rl_think_ext/toy.py\n+++ b/rl_think_ext/toy.py\n@@ -1,2 +1,2 @@\n"
+        f" def double(x):\n-{old}\n+{new}\n"
+    )
+
+
+FACTOR = ("    return 2 * x", "    return x")
+MUTANTS = {
+    "child": patch("test_child", *FACTOR),
+    "elsewhere": patch("test_strong", "    return 3 * x", "    return x"),
+    "imports": patch("test_strong", "    return 2 * x", "    import no_such_module"),
+    "missing": patch("test_nowhere", *FACTOR),
+    "red": patch("test_red", *FACTOR),
+    "skipped": patch("test_skipped", *FACTOR),
+    "strong": patch("test_strong", *FACTOR),
+    "syntax": patch("test_strong", "    return 2 * x", "    return ("),
+    "hangs": patch("test_strong", "    return 2 * x", "    __import__('time').sleep(600)"),
+    "weak": patch("test_weak", *FACTOR),
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("toy")
+    files = {"rl_think_ext/__init__.py": "", "rl_think_ext/toy.py": CODE, "tests/test_toy.py": TESTS}
+    files |= {f"tests/mutants/{name}.patch": text for name, text in MUTANTS.items()}
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet", str(root)], check=True)
+    return root
+
+
+def run(toy: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(RUNNER), "--root", str(toy), *args], capture_output=True, text=True)
+
+
+def verdicts(toy: Path, *names: str, timeout: int = 120) -> tuple[dict[str, str], int]:
+    result = run(toy, f"--timeout={timeout}", *(f"--only={name}" for name in names))
+    rows = [line.split("  ") for line in result.stdout.splitlines()[: len(names)]]
+    return {row[0].strip(): next(filter(None, row[1:])).strip() for row in rows}, result.returncode
+
+
+def test_killed_mutants_pass_and_the_tree_is_left_alone(toy: Path) -> None:
+    assert verdicts(toy, "strong", "child") == ({"strong": "killed", "child": "killed"}, 0)
+    assert (toy / "rl_think_ext" / "toy.py").read_text(encoding="utf-8") == CODE
+
+
+def test_anything_but_a_kill_fails(toy: Path) -> None:
+    expected = {
+        "strong": "killed",
+        "weak": "SURVIVED",
+        "elsewhere": "DOES NOT APPLY",
+        "missing": "RED WITHOUT IT",
+        "red": "RED WITHOUT IT",
+        "skipped": "RED WITHOUT IT",
+        "imports": "BROKEN",
+        "syntax": "BROKEN",
+    }
+    assert verdicts(toy, *expected) == (expected, 1)
+
+
+def test_one_survivor_fails(toy: Path) -> None:
+    assert verdicts(toy, "weak") == ({"weak": "SURVIVED"}, 1)
+
+
+@pytest.mark.slow
+def test_a_test_that_hangs_is_not_a_kill(toy: Path) -> None:
+    assert verdicts(toy, "hangs", timeout=20) == ({"hangs": "TIMED OUT"}, 1)
+
+
+def test_list_runs_nothing(toy: Path) -> None:
+    result = run(toy, "--list")
+    assert result.returncode == 0
+    assert "weak: the factor (tests/test_toy.py::test_weak)" in result.stdout
+
+
+def test_a_wrong_name_gets_the_nearest(toy: Path) -> None:
+    assert "did you mean 'strong'" in run(toy, "--only=stron").stderr
+
+
+def test_a_patch_without_its_two_lines_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "mutants").mkdir(parents=True)
+    assert "no mutants in" in run(tmp_path).stderr
+    (tmp_path / "tests" / "mutants" / "bare.patch").write_text("--- a\n", encoding="utf-8")
+    assert "bare.patch: line 1 is `# test: ...`" in run(tmp_path).stderr
