@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from rl_think_ext.cli.demo import SETTINGS
 from rl_think_ext.errors import UserError
 from rl_think_ext.template import CLOSE_TAG, TagIds
-from rl_think_ext.trl import ThinkGRPOConfig, checks, host, trainer
+from rl_think_ext.trl import ThinkGRPOConfig, checks, host, launch, trainer
 
 SINGLE, SEVERAL = TagIds((1,), (2,)), TagIds((1, 2), (3, 4))
 
@@ -150,3 +151,12 @@ def test_think_config_differs_from_grpo_in_two_defaults(tmp_path):
         for kind in (ThinkGRPOConfig, GRPOConfig)
     )
     assert {name for name in ours if ours[name] != theirs[name]} == {"loss_type", "scale_rewards"}
+
+
+def test_ranks_that_look_at_the_output_folder_together_do_not_disturb_one_another(tmp_path):
+    """One name for all ranks' probes ended a run of two now and then: the second found its file gone."""
+    folder = str(tmp_path / "out")
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda _: launch._writable(folder), range(1000)):
+            pass
+    assert list((tmp_path / "out").iterdir()) == []

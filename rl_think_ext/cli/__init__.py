@@ -9,6 +9,10 @@ COMMANDS = {
     "demo": "teach the embedded model to think with RLP, on this machine, in minutes",
     "train": "RLP through TRL's GRPOTrainer from one YAML file (TRL's keys plus a `rl_think:` block)",
     "data": "build contexts and targets from plain text (`rl-think data rlp --help`)",
+    "gain": "no training: how much does thinking help this model on this text? Select the positions where it does",
+    "report": "one HTML file out of a run's folder, or of two side by side",
+    "replay": "score a run's stored completions again, with other settings or another model",
+    "doctor": "is this machine, this environment, this configuration fit to run? What is wrong, and what to do",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,9 @@ def _checkpoint(args: Any, rlp: RLPConfig) -> str | None:
 def _writable(folder: str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        probe = Path(folder) / ".rl_think.partial"
-        probe.touch()
-        probe.unlink()
+        # A name of its own: the ranks of one run look at the same moment.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}; choose another one") from error
 

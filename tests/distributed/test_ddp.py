@@ -24,7 +24,10 @@ def launch(arguments, out, log):
             timeout=120,
             check=False,
         )
-    assert done.returncode == 0, log.read_text()[-3000:]
+    text = log.read_text()
+    # The first rank that fails says why; what the others and torchrun add comes after it.
+    first = max(text.find("Traceback"), 0)
+    assert done.returncode == 0, text[first : first + 4000] + "\n…\n" + text[-1500:]
     return [json.loads((out / f"rl_think/checksums.rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
