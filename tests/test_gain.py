@@ -21,7 +21,7 @@ from rl_think_ext.methods.rlp import Aggregate, Baseline, RLPConfig
 from rl_think_ext.records import Status
 from rl_think_ext.scoring.ema import WeightAverage
 from rl_think_ext.scoring.gain import FIELDS, REASONS, Gains, GainScorer, Rollout, gain_metrics, without_tag
-from rl_think_ext.scoring.likelihood import Likelihood, Query
+from rl_think_ext.scoring.likelihood import Likelihood, Query, Scored
 from rl_think_ext.template import TagIds, ThoughtIds
 
 OPEN, CLOSE, VOCAB = 1, 2, 13
@@ -117,6 +117,35 @@ def test_aggregates(aggregate: Aggregate) -> None:
             "discounted": sum(gain * 0.5**k for k, gain in enumerate(each)),
         }
         assert float(gains.column("gain")[i]) == pytest.approx(by_hand[aggregate], abs=1e-4)
+
+
+def test_accuracy_is_the_share_of_targets_that_are_the_likeliest_token() -> None:
+    """By hand on a table of log-probs: behind 4 the tag is likeliest, 6 next; behind 6 it is 1; behind 5 it is 6."""
+    table = torch.full((7, 7), -6.0)
+    table[4, OPEN], table[4, 6], table[6, 1], table[5, 6], table[CLOSE, 5] = 3.0, 2.0, 4.0, 4.0, 4.0
+    table[OPEN, 3] = 1.0  # no ties: they count as hits
+    model = Markov(table.log_softmax(-1))
+    behind_tag = thought(6, CLOSE)
+    cases = [((6, 1), 0.0 / 2 + 1 / 2), ((5, 6), 2 / 2), ((5, 1), 1 / 2), ((1, 1), 0.0)]
+    rollouts = [rollout((3, 4), target, behind_tag) for target, _ in cases]
+    gains = GainScorer(QUIET, Likelihood(model, 0), TAGS)(rollouts)
+    assert gains.column("accuracy").tolist() == pytest.approx([share for _, share in cases])
+    # Without a thought the first target follows 4; the opening tag is ruled out, so 6 is the likeliest there.
+    assert gains.column("baseline_accuracy").tolist() == pytest.approx([2 / 2, 1 / 2, 0.0, 0.0])
+    raw = dataclasses.replace(QUIET, baseline_mask_open_tag=False)
+    gains = GainScorer(raw, Likelihood(model, 0), TAGS)(rollouts)
+    assert gains.column("baseline_accuracy").tolist() == pytest.approx([1 / 2, 1 / 2, 0.0, 0.0])
+    none = GainScorer(dataclasses.replace(QUIET, baseline="none"), Likelihood(model, 0), TAGS)(rollouts)
+    assert none.column("baseline_accuracy").isnan().all()
+    assert none.column("accuracy").tolist() == pytest.approx([share for _, share in cases])
+
+
+def test_a_score_that_is_not_finite_has_no_accuracy() -> None:
+    table = torch.zeros(7, 7)
+    table[CLOSE, 5] = -torch.inf
+    gains = GainScorer(QUIET, Likelihood(Markov(table.log_softmax(-1)), 0), TAGS)([rollout((3, 4), (5,), thought(6))])
+    assert gains.scores()[0].reason == "score not finite"
+    assert gains.column("accuracy").isnan().all()
 
 
 @pytest.mark.parametrize("group_size", [1, 4, 7])
@@ -245,8 +274,8 @@ def test_tag_of_several_tokens_agrees_with_enumeration(target: tuple[int, ...]) 
     scorer = GainScorer(QUIET, Likelihood(model, 0), TagIds(tag, (2,)))
     gains = scorer([rollout((3, 4), target, thought(6, 6)), rollout((3, 4), target, thought(6))])
     assert gains.column("baseline").tolist() == pytest.approx([sum(expected)] * 2, abs=1e-5)
-    plain, _ = Likelihood(model, 0)([Query((4,), target)])
-    tag_logprob, _ = Likelihood(model, 0)([Query((4,), tag)])
+    plain, *_ = Likelihood(model, 0)([Query((4,), target)])
+    tag_logprob, *_ = Likelihood(model, 0)([Query((4,), tag)])
     each = without_tag(plain, [target], tag_logprob, tag)[0].tolist()
     assert each == pytest.approx(expected, abs=1e-5)
     assert max(abs(x - y) for x, y in zip(each, plain[0].tolist(), strict=True)) > 0.05
@@ -263,8 +292,8 @@ def test_target_that_is_the_whole_tag_has_no_score() -> None:
 
 def test_tag_of_one_token_by_either_road() -> None:
     table = unit_table(7)
-    plain, restricted = Likelihood(Markov(table), 0)([Query((4,), (6, 1))], forbid_first=1)
-    tag_logprob, _ = Likelihood(Markov(table), 0)([Query((4,), (1,))])
+    plain, restricted, _ = Likelihood(Markov(table), 0)([Query((4,), (6, 1))], forbid_first=1)
+    tag_logprob, *_ = Likelihood(Markov(table), 0)([Query((4,), (1,))])
     torch.testing.assert_close(without_tag(plain, [(6, 1)], tag_logprob, (1,)), restricted)
 
 
@@ -404,6 +433,8 @@ def test_metrics_by_hand() -> None:
         reasoned=[-1.0, -2.0, -1.0, -1.0, -1.5, -9.0],
         gain=[1.0, -1.0, 2.0, 2.0, 4.0, nan],
         baseline=[-2.0, -1.0, -3.0, -3.0, -5.5, nan],
+        accuracy=[1.0, 0.0, 1.0, 1.0, 0.5, nan],
+        baseline_accuracy=[0.0, 0.0, 1.0, 1.0, 0.0, nan],
         length=[3.0, 5.0, 1.0, 1.0, 2.0, 6.0],
         unclosed=[0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
         nested=[0.0, 0.0, 1.0, 0.0, 0.0, 0.0],
@@ -414,6 +445,8 @@ def test_metrics_by_hand() -> None:
         "gain": 8 / 5,
         "gain_spread": (1.0 + 0.0 + 0.0) / 3,
         "gain_positive": 4 / 5,
+        "accuracy": 3.5 / 5,
+        "baseline_accuracy": 2 / 5,
         "logprob_reasoned": -6.5 / 5,  # the unscorable -9 is left out
         "logprob_baseline": -14.5 / 5,
         "thought_length": 3.0,
@@ -459,10 +492,10 @@ def test_noise_is_in_the_unit_of_the_reward(aggregate: Aggregate, expected: floa
     """Three targets that each score 0.2 higher the second time: the reward differs by their aggregate."""
     calls = []
 
-    def drifting(queries: list[Query], forbid_first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def drifting(queries: list[Query], forbid_first: int | None = None) -> Scored:
         calls.append(len(queries))
         score = torch.full((len(queries), 3), -1.0 + (0.2 if len(calls) > 1 else 0.0))
-        return score, score
+        return Scored(score, score, torch.zeros_like(score))
 
     discount = 0.5 if aggregate == "discounted" else 1.0
     config = RLPConfig(baseline="none", frozen_gain=False, aggregate=aggregate, discount=discount, num_target_tokens=3)

@@ -69,6 +69,26 @@ def assert_close(got: list[list[float]], expected: list[list[float]], tolerance:
         assert row == pytest.approx(want, abs=tolerance)
 
 
+@pytest.mark.parametrize("forbidden", [None, 3])
+def test_hit_is_the_argmax_of_the_allowed_ids(forbidden: int | None) -> None:
+    model = qwen3().eval()
+    hit = Likelihood(model, PAD)(QUERIES, forbidden).hit
+    found = []
+    for row, query in zip(hit, QUERIES, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*query.prefix, *query.target]])).logits[0]
+        logits = logits[len(query.prefix) - 1 : -1].clone()
+        if forbidden is not None:
+            logits[0, forbidden] = -torch.inf
+        expected = (logits.argmax(-1) == torch.tensor(query.target)).float()
+        assert torch.equal(row[: len(query.target)], expected)
+        assert row[len(query.target) :].isnan().all()
+        found += expected.tolist()
+        best = Likelihood(model, PAD)([Query(query.prefix, (int(logits[0].argmax()),))], forbidden).hit
+        assert best.tolist() == [[1.0]]
+    assert 0.0 in found
+
+
 @contextmanager
 def forwards(model: nn.Module) -> Iterator[list[SimpleNamespace]]:
     """Every forward inside: its ids, its keyword arguments, its logits."""
@@ -88,7 +108,7 @@ def forwards(model: nn.Module) -> Iterator[list[SimpleNamespace]]:
 @pytest.mark.parametrize("max_tokens", [1, 13, 26, 10_000])  # every row alone, odd packing, two long rows, all together
 def test_equal_to_full_logits_in_float64(family: str, max_tokens: int) -> None:
     model = FAMILIES[family]().eval().double()
-    plain, restricted = Likelihood(model, PAD, max_tokens)(QUERIES)
+    plain, restricted, _ = Likelihood(model, PAD, max_tokens)(QUERIES)
     assert plain.shape == (len(QUERIES), 5)
     assert plain.dtype == torch.float32
     assert torch.equal(plain.nan_to_num(), restricted.nan_to_num())
@@ -210,7 +230,7 @@ def test_a_forward_holds_no_more_tokens_than_it_may(max_tokens: int) -> None:
 def test_hazard_9_no_graph_and_no_cache_even_with_grad_enabled_outside() -> None:
     model = qwen3().train()
     with torch.enable_grad(), forwards(model) as seen:
-        plain, restricted = Likelihood(model, PAD)(QUERIES, forbid_first=3)
+        plain, restricted, _ = Likelihood(model, PAD)(QUERIES, forbid_first=3)
     assert not plain.requires_grad
     assert not restricted.requires_grad
     for call in seen:
@@ -279,7 +299,7 @@ def test_f47_equal_queries_are_scored_once_and_equal_to_the_bit() -> None:
     model = qwen3().eval().bfloat16()
     doubled = [query for query in QUERIES for _ in range(3)]
     with forwards(model) as seen:
-        plain, restricted = Likelihood(model, PAD, max_tokens=13)(doubled, forbid_first=2)
+        plain, restricted, _ = Likelihood(model, PAD, max_tokens=13)(doubled, forbid_first=2)
     assert sum(call.ids.shape[0] for call in seen) == len(set(QUERIES))
     for scores in (plain, restricted):
         bits = scores.view(torch.int32).reshape(len(QUERIES), 3, -1)
@@ -296,7 +316,7 @@ def test_order_is_kept() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_forbidden_id_is_renormalised_exactly_at_the_first_target(dtype: torch.dtype) -> None:
     model, forbidden = qwen3().eval().to(dtype), 25
-    plain, restricted = Likelihood(model, PAD)(QUERIES, forbid_first=forbidden)
+    plain, restricted, _ = Likelihood(model, PAD)(QUERIES, forbid_first=forbidden)
     expected = oracle(model.double(), QUERIES)
     assert_close(targets_of(plain, QUERIES), expected, 2e-5)
     for row, query in zip(expected, QUERIES, strict=True):
@@ -311,7 +331,7 @@ def test_forbidden_id_is_renormalised_exactly_at_the_first_target(dtype: torch.d
 def test_what_is_left_sums_to_one_and_the_forbidden_has_nothing() -> None:
     forbidden = 7
     queries = [Query((1, 2, 3), (x,)) for x in range(VOCAB)]
-    _, restricted = Likelihood(qwen3().eval(), PAD)(queries, forbid_first=forbidden)
+    _, restricted, _ = Likelihood(qwen3().eval(), PAD)(queries, forbid_first=forbidden)
     assert float(restricted[forbidden, 0]) == -math.inf
     assert float(restricted.double().exp().sum()) == pytest.approx(1.0, abs=1e-6)
 
@@ -320,7 +340,7 @@ def test_autocast_is_around_the_body_and_scores_are_float32() -> None:
     model = qwen3().eval()
     expected = targets_of(Likelihood(model, PAD)(QUERIES)[0], QUERIES)
     with forwards(model) as seen:
-        scores, _ = Likelihood(model, PAD, autocast=lambda: torch.autocast("cpu", torch.bfloat16))(QUERIES)
+        scores, *_ = Likelihood(model, PAD, autocast=lambda: torch.autocast("cpu", torch.bfloat16))(QUERIES)
     assert {call.output.logits.dtype for call in seen} == {torch.bfloat16}
     assert scores.dtype == torch.float32
     assert_close(targets_of(scores, QUERIES), expected, 0.2)
@@ -330,7 +350,7 @@ def test_autocast_is_around_the_body_and_scores_are_float32() -> None:
 
 
 def test_no_queries() -> None:
-    plain, restricted = Likelihood(qwen3().eval(), PAD)([])
+    plain, restricted, _ = Likelihood(qwen3().eval(), PAD)([])
     assert plain.shape[0] == restricted.shape[0] == 0
 
 

@@ -240,9 +240,9 @@ def test_proposition_1_expected_gain_is_a_difference_of_cross_entropies() -> Non
     context, thought = (3, 1, 4, 1, 5), (9, 2, 6, 5, 21)
     likelihood = Likelihood(model, pad_id=0)
     # E over the FULL vocabulary: every token once as the target, with and without the thought.
-    reasoned, _ = likelihood([Query(context + thought, (x,)) for x in range(VOCAB)])
+    reasoned, *_ = likelihood([Query(context + thought, (x,)) for x in range(VOCAB)])
     with start.swapped_in():
-        baseline, _ = likelihood([Query(context, (x,)) for x in range(VOCAB)])
+        baseline, *_ = likelihood([Query(context, (x,)) for x in range(VOCAB)])
     reward = information_gain(reasoned, baseline).double()
     log_theta = log_softmax_at(model, context + thought)
     with start.swapped_in():
@@ -265,8 +265,8 @@ def test_proposition_3_mean_gain_is_the_cross_entropy_improvement_per_token() ->
     model, other = sharp_model(0), sharp_model(1)
     text, thought = (3, 1, 4, 1, 5, 9, 2, 6), (11, 12)
     cuts = range(1, len(text))
-    reasoned, _ = Likelihood(model, 0)([Query(text[:t] + thought, text[t : t + 1]) for t in cuts])
-    baseline, _ = Likelihood(other, 0)([Query(text[:t], text[t : t + 1]) for t in cuts])
+    reasoned, *_ = Likelihood(model, 0)([Query(text[:t] + thought, text[t : t + 1]) for t in cuts])
+    baseline, *_ = Likelihood(other, 0)([Query(text[:t], text[t : t + 1]) for t in cuts])
     ids = torch.tensor([text])
     with torch.no_grad():
         ce_baseline = float(other(ids, labels=ids).loss)

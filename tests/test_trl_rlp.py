@@ -561,9 +561,9 @@ def test_f12_infinite_scores_never_reach_the_trainer(tmp_path):
         likelihood = scorer.likelihood
 
         def broken(queries, forbid_first=None):
-            plain, restricted = likelihood(queries, forbid_first)
-            plain[0, 0] = -torch.inf
-            return plain, restricted
+            scored = likelihood(queries, forbid_first)
+            scored.logprob[0, 0] = -torch.inf
+            return scored
 
         scorer.likelihood = broken
         return scorer

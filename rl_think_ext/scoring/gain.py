@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rl_think_ext.methods.rlp import RLPConfig, information_gain, spread, target_value
 from rl_think_ext.records import Score
-from rl_think_ext.scoring.likelihood import Likelihood, Query
+from rl_think_ext.scoring.likelihood import Likelihood, Query, Scored
 from rl_think_ext.template import TagIds, ThoughtIds
 
 REASONS = (
@@ -36,6 +36,8 @@ FIELDS = (
     "baseline",
     "baseline_unmasked",
     "frozen",
+    "accuracy",
+    "baseline_accuracy",
     "length",
     "unclosed",
     "nested",
@@ -56,6 +58,8 @@ class Rollout(NamedTuple):
 class Gains:
     """The numbers of N samples: a table [N, len(FIELDS)] float32 in nats and tokens, NaN where there is none.
 
+    "accuracy" is the share of a sample's targets that are the likeliest token behind the thought,
+    "baseline_accuracy" the same without a thought, under the baseline's weights and without its opening tag.
     "reason" is -1 for a scorable sample, otherwise the index in REASONS; `noise` is the largest difference between
     two scores of one sample in different micro-batches.
     """
@@ -116,19 +120,23 @@ class GainScorer:
     def _fill(self, table: Tensor, keep: list[int], rollouts: list[Rollout]) -> float:
         queries = [Query(r.prompt + r.thought.ids, r.target) for r in rollouts]
         contexts = [Query(r.context, r.target) for r in rollouts]
-        reasoned, _ = self.likelihood(queries)
+        reasoned, _, hit = self.likelihood(queries)
         mask = reasoned.new_tensor([[k < len(r.target) for k in range(reasoned.shape[1])] for r in rollouts]).bool()
         unmasked = baseline = torch.zeros_like(reasoned)
+        baseline_hit = torch.full_like(reasoned, torch.nan)
         if self.config.baseline != "none":
-            unmasked, baseline = self._without_thought(contexts, self.baseline or nullcontext)
+            unmasked, baseline, baseline_hit = self._without_thought(contexts, self.baseline or nullcontext)
         columns = {
             "reasoned": self._value(reasoned, mask),
             "gain": self._gain(reasoned, baseline, mask),
             "baseline": self._value(baseline, mask),
             "baseline_unmasked": self._value(unmasked, mask),
+            # A score that is not finite says nothing about what is likeliest either.
+            "accuracy": target_value(hit.where(reasoned.isfinite(), torch.nan), mask, "mean"),
+            "baseline_accuracy": target_value(baseline_hit.where(baseline.isfinite(), torch.nan), mask, "mean"),
         }
         if self.frozen is not None:
-            _, frozen = self._without_thought(contexts, self.frozen)
+            _, frozen, _ = self._without_thought(contexts, self.frozen)
             columns["frozen"] = self._value(frozen, mask)
             columns["frozen_gain"] = self._gain(reasoned, frozen, mask)
         for name, values in columns.items():
@@ -142,17 +150,16 @@ class GainScorer:
     def _gain(self, reasoned: Tensor, other: Tensor, mask: Tensor) -> Tensor:
         return information_gain(reasoned, other, mask, aggregate=self.config.aggregate, discount=self.config.discount)
 
-    def _without_thought(
-        self, contexts: list[Query], weights: Callable[[], AbstractContextManager[None]]
-    ) -> tuple[Tensor, Tensor]:
-        """Plain log-probs, and those with the opening tag ruled out at the first target when the settings say so."""
+    def _without_thought(self, contexts: list[Query], weights: Callable[[], AbstractContextManager[None]]) -> Scored:
+        """Log-probs with the opening tag ruled out at the first target beside the plain ones; or twice the plain."""
         masked, single = self.config.baseline_mask_open_tag, len(self.tags.open) == 1
         with weights():
-            plain, restricted = self.likelihood(contexts, self.tags.open[0] if masked and single else None)
+            scored = self.likelihood(contexts, self.tags.open[0] if masked and single else None)
             if masked and not single:
-                tag, _ = self.likelihood([Query(q.prefix, self.tags.open) for q in contexts])
-                restricted = without_tag(plain, [q.target for q in contexts], tag, self.tags.open)
-        return plain, restricted if masked else plain
+                tag = self.likelihood([Query(q.prefix, self.tags.open) for q in contexts]).logprob
+                other = without_tag(scored.logprob, [q.target for q in contexts], tag, self.tags.open)
+                return scored._replace(restricted=other)
+        return scored
 
     def _noise(self, queries: list[Query], reasoned: Tensor, mask: Tensor) -> float:
         """Score some samples again, one forward each: the same numbers but for rounding, in the reward's own unit."""
@@ -217,6 +224,8 @@ def gain_metrics(gains: Gains, group_size: int) -> dict[str, float]:
         "gain_frozen": _mean(gains.column("frozen_gain")),
         "gain_spread": _mean((groups - groups.nanmean(-1, keepdim=True)).square().nanmean(-1).sqrt()),
         "gain_positive": _mean(torch.where(gain.isnan(), torch.nan, (gain > 0).float())),
+        "accuracy": _mean(gains.column("accuracy")),
+        "baseline_accuracy": _mean(gains.column("baseline_accuracy")),
         "logprob_reasoned": _mean(reasoned),
         "logprob_baseline": _mean(gains.column("baseline")),
         "logprob_baseline_unmasked": _mean(gains.column("baseline_unmasked")),

@@ -27,6 +27,18 @@ class Query(NamedTuple):
     target: tuple[int, ...]
 
 
+class Scored(NamedTuple):
+    """What a model says of N rows of targets, each [N, K] float32 on the CPU, NaN behind a row's own targets.
+
+    `restricted` is `logprob` with one id ruled out at each row's first target, the rest renormalised; the same where
+    none is ruled out. `hit` is 1 where no other id that is allowed there is likelier than the target, otherwise 0.
+    """
+
+    logprob: Tensor
+    restricted: Tensor
+    hit: Tensor
+
+
 @dataclass(frozen=True)
 class Likelihood:
     """Scores queries under the weights that the model holds at the moment of the call.
@@ -47,17 +59,16 @@ class Likelihood:
     device: torch.device | str = "cpu"
     _warned: list[str] = field(default_factory=list, compare=False, repr=False)
 
-    def __call__(self, queries: Sequence[Query], forbid_first: int | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, queries: Sequence[Query], forbid_first: int | None = None) -> Scored:
         """Log-probs of the targets, plain and with one id ruled out at each row's first target.
 
         Args:
-            queries: N prefixes and targets.
+            queries: N prefixes and targets; K is the longest target.
             forbid_first: An id that is taken out of the distribution of the first target, which is renormalised.
 
         Returns:
-            Two [N, K] float32 on the CPU, K the longest target, NaN behind a row's own targets; without
-            `forbid_first` they are the same. A row's value depends on the rows beside it only by the rounding of
-            the model's dtype; equal rows are scored once and get equal numbers to the bit (F47).
+            A row's values depend on the rows beside it only by the rounding of the model's dtype; equal rows are
+            scored once and get equal numbers to the bit (F47).
 
         Raises:
             ValueError: an empty prefix or target, naming the row.
@@ -67,7 +78,7 @@ class Likelihood:
                 raise ValueError(f"row {row}: prefix and target need at least one id each, got {query}")
         unique = list(dict.fromkeys(queries))
         width = max((len(q.target) for q in unique), default=0)
-        out = torch.full((2, len(unique), width), torch.nan)
+        out = torch.full((len(Scored._fields), len(unique), width), torch.nan)
         with torch.no_grad(), eval_mode(self.model):
             for rows in self._batches(unique):
                 scores = self._forward([unique[i] for i in rows], forbid_first)
@@ -75,8 +86,7 @@ class Likelihood:
                     num = len(unique[i].target)
                     out[:, i, :num] = scores[:, column, scores.shape[-1] - num :]
         index = {query: i for i, query in enumerate(unique)}
-        plain, restricted = out[:, [index[q] for q in queries]]
-        return plain, restricted
+        return Scored(*out[:, [index[q] for q in queries]])
 
     def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         """Row numbers of each forward, longest first, so that the largest allocation comes first."""
@@ -94,7 +104,7 @@ class Likelihood:
             yield batch
 
     def _forward(self, batch: Sequence[Query], forbid_first: int | None) -> Tensor:
-        """[2, rows, K] log-probs on the CPU, each row's targets at its right end."""
+        """The fields of Scored, [3, rows, K] on the CPU, each row's targets at its right end."""
         # The last target is predicted, never read: it is no part of the input.
         ids, seen = _left_padded([q.prefix + q.target[:-1] for q in batch], self.pad_id)
         labels, mask = _left_padded([q.target for q in batch], 0)
@@ -103,14 +113,15 @@ class Likelihood:
         # Without a mask no row is copied.
         plain = masked_logprob(logits, labels, None if bool(mask.all()) else mask)
         assert isinstance(plain, Tensor)
-        restricted = plain
+        restricted, hit = plain, _is_best(logits, labels)
         if forbid_first is not None:
             rows, first = torch.arange(len(batch), device=mask.device), mask.int().argmax(-1)
             logits_first = logits[rows, first]  # a copy, in the model's own dtype
             logits_first[:, forbid_first] = -torch.inf
             restricted = plain.clone()
             restricted[rows, first] = masked_logprob(logits_first, labels[rows, first])  # type: ignore[assignment]
-        return torch.stack([plain, restricted]).cpu()
+            hit[rows, first] = _is_best(logits_first, labels[rows, first])
+        return torch.stack([plain, restricted, hit]).cpu()
 
     def _logits(self, ids: Tensor, seen: Tensor, width: int) -> Tensor:
         """[rows, width, V]: the head on the last `width` positions only, where the model can do that."""
@@ -135,6 +146,11 @@ class Likelihood:
         if text not in self._warned:
             self._warned.append(text)
             warnings.warn(text, stacklevel=2)
+
+
+def _is_best(logits: Tensor, labels: Tensor) -> Tensor:
+    """1.0 where the label's logit is the highest, ties included; [..., V] and [...] to [...]."""
+    return (logits.gather(-1, labels[..., None])[..., 0] >= logits.amax(-1)).float()
 
 
 def _left_padded(rows: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:

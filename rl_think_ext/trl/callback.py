@@ -1,4 +1,4 @@
-"""What RLP does beside a training step: one EMA update per optimizer step, its checkpoint, the alarms."""
+"""What RLP does beside a training step: one EMA update per optimizer step, its checkpoint, the alarms, the record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.scoring.ema import WeightAverage, trainable_checksum
+from rl_think_ext.trl.record import Record
 
 if TYPE_CHECKING:
     from rl_think_ext.trl.rlp_reward import InformationGain
@@ -23,6 +24,7 @@ class RLPCallback(TrainerCallback):
 
     def __init__(self, reward: InformationGain, trainer: Any) -> None:
         self.reward, self._trainer, self.alarms = reward, trainer, Alarms()
+        self.record = Record(trainer.args.output_dir, trainer.accelerator.process_index)
         self._saved = 0
 
     @property
@@ -34,6 +36,13 @@ class RLPCallback(TrainerCallback):
         self._saved = 0
         if self.reward.trainer is self._trainer:
             self.reward.restart()
+            self.begin_record(state)
+
+    def begin_record(self, state: Any) -> None:
+        """Also called when the reward joins a run that has begun, as it does under the stock command."""
+        self.record.begin(state.global_step)
+        if state.is_world_process_zero:
+            self.record.describe(self.reward.describe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called once per optimizer step, however many micro-batches it has."""
@@ -61,20 +70,23 @@ class RLPCallback(TrainerCallback):
             self._saved = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Raise alarms; each is said once, and kept in the run's folder."""
-        if not state.is_world_process_zero or not logs:
+        """Keep the log and, on every rank, the batch behind it; raise alarms, each said once."""
+        if not logs:
             return
+        if args.log_completions and "rlp/gain" in logs and self.reward.batch is not None:
+            self.record.rollouts(state.global_step, *self.reward.batch)
+        if not state.is_world_process_zero:
+            return
+        self.record.append("log.jsonl", {"step": state.global_step, **logs})
         metrics = {key.removeprefix("rlp/"): value for key, value in logs.items()}
         for text in self.alarms(metrics):
             logger.warning("step %d: %s", state.global_step, text)
-            with (Path(args.output_dir) / "rl_think" / "alarms.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, "alarm": text}) + "\n")
+            self.record.append("alarms.jsonl", {"step": state.global_step, "alarm": text})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every rank leaves the checksums of its weights: they have to be equal."""
         sums = {name: average.checksum() for name, average in self._averages.items()}
         sums["policy"] = trainable_checksum(self._trainer.model)
         logger.info("rank %d checksums %s", args.process_index, sums)
-        path = Path(args.output_dir) / "rl_think" / f"checksums.rank{args.process_index}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.record.folder / f"checksums.rank{args.process_index}.json"
         path.write_text(json.dumps({"step": state.global_step, **sums}) + "\n", encoding="utf-8")

@@ -62,6 +62,7 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
         )
     except OSError as error:
         raise UserError(explain("model", model.model_name_or_path, error)) from error
+    trainer.information_gain.dataset_name = script.dataset_name
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"model and logs are in {args.output_dir}")

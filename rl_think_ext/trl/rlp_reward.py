@@ -20,6 +20,7 @@ from rl_think_ext.scoring.likelihood import Likelihood
 from rl_think_ext.template import TagIds, canonical_closing, close_thought
 from rl_think_ext.trl import checks, host
 from rl_think_ext.trl.callback import RLPCallback
+from rl_think_ext.trl.record import FOLDER, arguments, dataset
 from rl_think_ext.trl.rows import check_lengths, rows_of
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class InformationGain:
         self._given = config
         self._trainer: GRPOTrainer | None = None
         self.resume_from: str | None = None
+        self.dataset_name: str | None = None
 
     def __reduce__(self) -> Any:
         raise UserError(
@@ -74,7 +76,10 @@ class InformationGain:
         self.restart()
         callbacks = trainer.callback_handler.callbacks
         if not any(isinstance(callback, RLPCallback) and callback.reward is self for callback in callbacks):
-            trainer.add_callback(RLPCallback(self, trainer))
+            callback = RLPCallback(self, trainer)
+            trainer.add_callback(callback)
+            if trainer.is_in_train:
+                callback.begin_record(trainer.state)
         self._announce()
 
     def restart(self) -> None:
@@ -82,6 +87,7 @@ class InformationGain:
         self.averages: dict[str, WeightAverage] = {}
         self.scorer: GainScorer | None = None
         self.last: Gains | None = None
+        self.batch: tuple[list[dict[str, Any]], list[Rollout], Gains] | None = None
         self._failed, self._finished = 0, time.monotonic()
 
     def __call__(
@@ -100,14 +106,34 @@ class InformationGain:
         self.bind(self.trainer if log_metric is None and self._trainer else host.trainer_of(log_metric))
         started = time.monotonic()
         scorer = self.scorer or self._start()
-        gains = scorer(self._rollouts(prompts, completion_ids, columns))
+        rows = rows_of(prompts, columns)
+        rollouts = self._rollouts(rows, completion_ids)
+        gains = scorer(rollouts)
         self.last = self._gather(gains)
+        kept = [{**row, "completion_ids": ids} for (row, _), ids in zip(rows, completion_ids, strict=True)]
+        if self.trainer.model.training:
+            self.batch = (kept, rollouts, gains)
         self._count_failures()
         if log_metric is not None:
             self._log_metrics(log_metric, started)
         if log_extra is not None:
-            self._log_columns(log_extra, gains)
+            self._log_columns(log_extra, kept, gains)
         return [score.value for score in gains.scores()]
+
+    def describe(self) -> dict[str, Any]:
+        """What run.json says about the run."""
+        trainer = self.trainer
+        return {
+            "method": "rlp",
+            "fingerprint": settings.fingerprint(self.config),
+            "settings": dict(vars(self.config)),
+            "source": self.source,
+            "model": trainer.model.config._name_or_path,
+            "trainer": type(trainer).__name__,
+            "arguments": arguments(trainer.args),
+            "num_processes": trainer.accelerator.num_processes,
+            "dataset": dataset(trainer.train_dataset, self.dataset_name),
+        }
 
     @property
     def trainer(self) -> GRPOTrainer:
@@ -133,7 +159,7 @@ class InformationGain:
             values = dict(vars(self.config))
             shown = " ".join(f"{name}={value}" for name, value in values.items())
             print(f"[rl_think] RLP settings {mark} ({self.source}): {shown}", flush=True)
-            folder = Path(self.trainer.args.output_dir) / "rl_think"
+            folder = Path(self.trainer.args.output_dir) / FOLDER
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "settings.json").write_text(json.dumps({"fingerprint": mark, "rlp": values}, indent=2) + "\n")
@@ -177,10 +203,12 @@ class InformationGain:
         for name, average in self.averages.items():
             average.load(folder / "rl_think", name)
 
-    def _rollouts(self, prompts: Sequence[str], completion_ids: Sequence[Sequence[int]], columns: Any) -> list[Rollout]:
+    def _rollouts(
+        self, rows: Sequence[tuple[dict[str, Any], str]], completion_ids: Sequence[Sequence[int]]
+    ) -> list[Rollout]:
         ends, opened = self.trainer.eos_token_ids, self.config.elicit == "prefill"
         rollouts = []
-        for (row, where), completion in zip(rows_of(prompts, columns), completion_ids, strict=True):
+        for (row, where), completion in zip(rows, completion_ids, strict=True):
             context = self.reader.context(row, where)
             prompt = self.reader.prompt(row, context, where)
             thought = close_thought(canonical_closing(completion, self.tags, self._tokenizer), self.tags, ends, opened)
@@ -223,8 +251,10 @@ class InformationGain:
         for name, value in metrics.items():
             log_metric(PREFIX + name, value)
 
-    def _log_columns(self, log_extra: Any, gains: Gains) -> None:
-        for name in ("reasoned", "baseline", "frozen", "frozen_gain"):
+    def _log_columns(self, log_extra: Any, rows: Sequence[dict[str, Any]], gains: Gains) -> None:
+        for name in ("id", "context", "target"):
+            log_extra(PREFIX + name, [row.get(name) for row in rows])
+        for name in ("reasoned", "baseline", "frozen", "frozen_gain", "accuracy", "baseline_accuracy"):
             log_extra(PREFIX + name, [None if value != value else value for value in gains.column(name).tolist()])
         log_extra(PREFIX + "unscorable", [score.reason for score in gains.scores()])
 

@@ -1,0 +1,135 @@
+"""What a run leaves in `output_dir/rl_think` for people and tools: its settings, TRL's own logs, its rollouts.
+
+run.json      method, settings and where they came from, model, TRL arguments off their defaults, versions, data card
+log.jsonl     every log of the trainer, one line each; after a resume the later line of a step counts
+alarms.jsonl  what the alarms said
+rollouts/     STEP.rankR.parquet, the ids and scores of the batch behind a log (with `log_completions: true`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rl_think_ext.data.card import Card
+from rl_think_ext.errors import UserError
+from rl_think_ext.scoring.gain import Gains, Rollout
+
+FOLDER = "rl_think"
+SCORES = ("reasoned", "baseline", "frozen", "gain", "frozen_gain", "accuracy", "baseline_accuracy")
+_VERSIONS = ("rl_think_ext", "torch", "trl", "transformers", "accelerate", "datasets")
+# They say nothing about what was trained, or only repeat where it lies.
+_NO_ARGUMENT = ("output_dir", "logging_dir", "run_name", "model_init_kwargs")
+
+
+class Record:
+    """Writes one rank's part of the run's folder.
+
+    Args:
+        output_dir: The run's folder.
+        rank: This process; rank 0 writes what all share.
+    """
+
+    def __init__(self, output_dir: str | Path, rank: int) -> None:
+        self.folder, self.rank = Path(output_dir) / FOLDER, rank
+
+    def begin(self, step: int) -> None:
+        """Take away what an earlier run left here, unless this one goes on from its checkpoint.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if step == 0:
+                for path in self.folder.glob(f"rollouts/*.rank{self.rank}.parquet"):
+                    path.unlink()
+                for name in ("log.jsonl", "alarms.jsonl") if self.rank == 0 else ():
+                    (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to output_dir {self.folder}: {error.strerror}. Choose another one."
+            ) from error
+
+    def append(self, name: str, entry: Mapping[str, Any]) -> None:
+        """Add a line to a .jsonl file; a number that is none becomes null."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(entry)) + "\n")
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], gains: Gains) -> None:
+        """The ids of a batch, exactly as they were scored, and its scores; enough to score it again."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        ids = pa.list_(pa.int32())
+        table: dict[str, Any] = {
+            "id": pa.array([None if row.get("id") is None else str(row["id"]) for row in rows], pa.string()),
+            "step": pa.array([step] * len(rows), pa.int64()),
+            "prompt_ids": pa.array([list(r.prompt) for r in rollouts], ids),
+            "context_ids": pa.array([list(r.context) for r in rollouts], ids),
+            "target_ids": pa.array([list(r.target) for r in rollouts], ids),
+            "completion_ids": pa.array([list(row["completion_ids"]) for row in rows], ids),
+        }
+        for name in SCORES:
+            values = [None if math.isnan(value) else value for value in gains.column(name).tolist()]
+            table[name] = pa.array(values, pa.float32())
+        table["unscorable"] = pa.array([score.reason for score in gains.scores()], pa.string())
+        path = self.folder / "rollouts" / f"{step:07d}.rank{self.rank}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        pq.write_table(pa.table(table), partial)
+        partial.replace(path)
+
+    def describe(self, entry: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        text = json.dumps(plain({**entry, "versions": _versions()}), indent=2)
+        (self.folder / "run.json").write_text(text + "\n", encoding="utf-8")
+
+
+def arguments(args: Any) -> dict[str, Any]:
+    """TRL's arguments that differ from their defaults; secrets are masked by the trainer's own to_dict."""
+    shown, kept = args.to_dict(), {}
+    for f in dataclasses.fields(args):
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        value = getattr(args, f.name, None)
+        if f.init and value is not None and value != default and f.name not in _NO_ARGUMENT:
+            kept[f.name] = shown.get(f.name)
+    return kept
+
+
+def dataset(rows: Any, name: str | None) -> dict[str, Any]:
+    """What is known of the training data, and its card where `rl-think data` made it."""
+    card = None
+    if name and Path(name).is_dir():
+        try:
+            card = dataclasses.asdict(Card.read(name))
+        except UserError:
+            card = None  # a folder of somebody else's
+    return {"name": name, "num_rows": len(rows) if hasattr(rows, "__len__") else None, "card": card}
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON holds it: NaN and infinities are null, what JSON does not know is its text."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (bool, int, str, type(None))) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
