@@ -123,15 +123,14 @@ def test_accuracy_is_the_share_of_targets_that_are_the_likeliest_token() -> None
     """By hand on a table of log-probs: behind 4 the tag is likeliest, 6 next; behind 6 it is 1; behind 5 it is 6."""
     table = torch.full((7, 7), -6.0)
     table[4, OPEN], table[4, 6], table[6, 1], table[5, 6], table[CLOSE, 5] = 3.0, 2.0, 4.0, 4.0, 4.0
-    table[OPEN, 3] = 1.0  # no ties: they count as hits
     model = Markov(table.log_softmax(-1))
     behind_tag = thought(6, CLOSE)
-    cases = [((6, 1), 0.0 / 2 + 1 / 2), ((5, 6), 2 / 2), ((5, 1), 1 / 2), ((1, 1), 0.0)]
+    cases = [((6, 1), 0.0 / 2 + 1 / 2), ((5, 6), 2 / 2), ((5, 1), 1 / 2), ((6, 6), 0.0)]
     rollouts = [rollout((3, 4), target, behind_tag) for target, _ in cases]
     gains = GainScorer(QUIET, Likelihood(model, 0), TAGS)(rollouts)
     assert gains.column("accuracy").tolist() == pytest.approx([share for _, share in cases])
     # Without a thought the first target follows 4; the opening tag is ruled out, so 6 is the likeliest there.
-    assert gains.column("baseline_accuracy").tolist() == pytest.approx([2 / 2, 1 / 2, 0.0, 0.0])
+    assert gains.column("baseline_accuracy").tolist() == pytest.approx([2 / 2, 1 / 2, 0.0, 1 / 2])
     raw = dataclasses.replace(QUIET, baseline_mask_open_tag=False)
     gains = GainScorer(raw, Likelihood(model, 0), TAGS)(rollouts)
     assert gains.column("baseline_accuracy").tolist() == pytest.approx([1 / 2, 1 / 2, 0.0, 0.0])

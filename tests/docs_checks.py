@@ -1,0 +1,127 @@
+"""What can be known of a page's block without running it: names, flags, keys, extras, files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import yaml
+from docs_runner import PROGRAMS, ROOT, Block, Command, commands, rule_of
+
+from rl_think_ext import cli, settings
+from rl_think_ext.methods.rlp import RLPConfig
+
+
+def starts_a_run(block: Block) -> bool:
+    """Whether a YAML block is for a trainer; otherwise it holds settings of the method alone."""
+    if block.language != "yaml":
+        return False
+    try:
+        keys = set(yaml.safe_load(block.text) or {})
+    except (yaml.YAMLError, TypeError):
+        return False  # check_block says what is wrong with it
+    return not keys <= {"rlp", *_names(RLPConfig)} and keys != {"rl_think"}
+
+
+def check_block(block: Block, rules: Sequence[Command]) -> None:
+    """Raise what is wrong with a block."""
+    if block.language == "sh":
+        for words in commands(block):
+            rule_of(words, rules, block.name)
+            check_words(words, block.name)
+    elif block.language == "yaml":
+        check_yaml(settings.read_yaml(block.text, block.name), block)
+    elif block.language == "json":
+        json.loads(block.text)
+    elif block.language == "python" and ">>>" not in block.text:
+        compile(block.text, block.name, "exec")
+
+
+def check_words(words: Sequence[str], where: str) -> None:
+    """The command, its target, module or file, and its flags exist."""
+    words = [word for word in words if not re.fullmatch(r"[A-Z_]+=.*", word)]
+    program, first = words[0], words[1] if len(words) > 1 else ""
+    assert program in PROGRAMS, f"{where}: {program} is none of {', '.join(PROGRAMS)}"
+    if program == "rl-think" and not first.isupper():
+        listed = re.split(r" \| ", " ".join(words[1:])) if "|" in words else [first]
+        assert not set(listed) - {*cli.COMMANDS, "--help", "--version"}, f"{where}: there is no such command"
+        check_flags(words[1:], where)
+    elif program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert first in targets, f"{where}: the Makefile has no target {first}"
+    elif program == "pip":
+        check_install(words[2:], where)
+    elif program == "trl":
+        assert first == "grpo", f"{where}: trl has another command for RLP, grpo"
+    elif "-m" in words:
+        module = words[words.index("-m") + 1]
+        assert importlib.util.find_spec(module), f"{where}: there is no module {module}"
+    elif first.endswith(".py") and program == "python":
+        assert (ROOT / first).exists(), f"{where}: there is no {first}"
+
+
+def check_flags(words: Sequence[str], where: str) -> None:
+    """Every flag stands in the command's own help; those of train are TRL's, and known when it runs."""
+    given = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if not given or words[0] in ("train", *given):
+        return
+    shown = help_of(tuple(words[:2] if words[0] == "data" else words[:1]))
+    for flag in given:
+        assert re.search(rf"{flag}\b(?!-)", shown), f"{where}: `rl-think {words[0]}` has no flag {flag}"
+
+
+@cache
+def help_of(words: tuple[str, ...]) -> str:
+    """What a command says about itself."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        cli.main([*words, "--help"])
+    return shown.getvalue()
+
+
+def check_install(words: Sequence[str], where: str) -> None:
+    """Every requirement is one of ours, and every extra exists; nothing is downloaded."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    known = {Requirement(line).name for line in sum(extras.values(), project["dependencies"])} | {project["name"]}
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "-c":
+            assert (ROOT / word).exists(), f"{where}: there is no {word}"
+        elif not word.startswith("-"):
+            asked = Requirement(re.sub(r"^\.(?=\[|$)", project["name"], word))
+            assert asked.name in known, f"{where}: {asked.name} is no dependency of this project"
+            assert asked.extras <= extras.keys(), f"{where}: there is no extra {sorted(asked.extras)}"
+
+
+def check_yaml(mapping: Mapping[str, Any], block: Block) -> None:
+    """Every key is one of the trainer's or of the method's, and the method takes the values."""
+    if starts_a_run(block):
+        settings.check_keys(mapping, ["env", "rl_think", *trainer_keys()], block.name)
+        inner = mapping.get("rl_think", {})
+    else:
+        inner = mapping.get("rl_think", mapping if "rlp" in mapping else {"rlp": mapping})
+    settings.build(RLPConfig, settings.method_block(inner, "rlp", block.name), block.name)
+
+
+@cache
+def trainer_keys() -> tuple[str, ...]:
+    """The keys of `trl grpo`."""
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    kinds = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+    return tuple(name for kind in kinds for name in _names(kind))
+
+
+def _names(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]

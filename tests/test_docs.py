@@ -1,0 +1,274 @@
+"""Every command and snippet of the pages is run; a block that nobody knows how to run makes a test fail.
+
+A new block is found by itself, on every page of PAGES. To add one, write it as a reader needs it, and
+- name a file in its first line where it is one (`# run.yaml: …`, `# my_rewards.py: …`): the page's other blocks see it;
+- write "trl grpo" into a YAML block's first line where the stock command reads it, unless its `reward_funcs` say so;
+  otherwise `rl-think train` does;
+- for a new command add a line to COMMANDS, for a new thing that commands read a line to PROPS, and to WORDS what this
+  machine has instead of what a page names;
+- use ```text for what a program says. Commands in backticks within a sentence are checked by name and flags, not run.
+
+Python blocks of one page run one after the other in one process, `>>>` blocks as doctests. What is fast runs in
+`make test`, what trains in `make test-slow`.
+"""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from docs_checks import check_block, check_words, starts_a_run
+from docs_runner import ROOT, Block, Command, Prop, Stage, blocks, commands, rule_of, spans
+
+from rl_think_ext.errors import UserError
+
+PAGES = sorted(
+    {
+        ROOT / "README.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("recipes/**/README.md"),
+        *ROOT.glob("examples/**/*.md"),
+        *ROOT.glob("examples/**/*.ipynb"),
+    }
+)
+
+# What a page names -> what this machine has instead.
+WORDS = {"Qwen/Qwen3-1.7B-Base": "models/tiny"}
+
+# Put behind a command that trains: what a CPU needs, and two steps of short thoughts.
+SMALL = (
+    "--max_steps 2 --max_completion_length 8 --use_cpu true --bf16 false --gradient_checkpointing false "
+    "--report_to none --save_strategy no --logging_steps 1 --dtype float32"
+)
+# The recipes' batch of 128 is cut as well; a page's own batch is left as it is, so that it is known to fit its groups.
+TINY = f"{SMALL} --per_device_train_batch_size 8 --num_generations 4"
+COMMANDS = (
+    Command("pip install"),  # its extras and requirements are read; nothing is installed
+    Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),
+    Command("make test", "ARGS='--collect-only -q tests/test_segment.py'"),
+    Command("rl-think data"),
+    Command("rl-think doctor"),
+    Command("rl-think gain", slow=True),
+    Command("rl-think report"),
+    Command("rl-think replay", slow=True),
+    Command("rl-think train --config recipes/rlp/tiny", TINY, slow=True),
+    Command("rl-think train", SMALL, slow=True),
+    Command("rl-think demo", "--seeds 0 --steps 2 --test-rows 8", slow=True),
+    Command("trl grpo --config recipes/rlp/tiny", TINY, slow=True),
+    Command("trl grpo", SMALL, slow=True),
+)
+
+
+def tiny_model(stage: Stage) -> None:
+    from rl_think_ext.tiny.text import save_text_model
+
+    save_text_model(stage.folder / "models/tiny", 32, 1)
+
+
+def texts(stage: Stage) -> None:
+    from rl_think_ext.tiny.prose import prose
+
+    rows = [json.dumps({"id": f"doc{i}", "text": " ".join(prose(i, 3))}) + "\n" for i in range(12)]
+    (stage.folder / "my_texts.jsonl").write_text("".join(rows))
+
+
+def dataset(stage: Stage) -> None:
+    stage.place("models/tiny")
+    stage.place("my_texts.jsonl")
+    words = "rl-think data rlp --input my_texts.jsonl --output data/rlp --tokenizer models/tiny"
+    stage.run(words.split(), "PROPS: data/rlp")
+
+
+def instruction(stage: Stage) -> None:
+    (stage.folder / "my_instruction.txt").write_text("Think in <think>, then go on:\n{context}\n")
+
+
+def stock_settings(stage: Stage) -> None:
+    (stage.folder / "rlp.yaml").write_text("rlp:\n  num_target_tokens: 1\n")
+
+
+# What commands read and no block of the page makes.
+PROPS = {
+    "models/tiny": Prop(tiny_model),
+    "my_texts.jsonl": Prop(texts),
+    "data/rlp": Prop(dataset),
+    "my_instruction.txt": Prop(instruction),
+    "rlp.yaml": Prop(stock_settings),
+}
+
+# --- every block ----------------------------------------------------------------------------------------------------
+
+ALL = [block for page in PAGES for block in blocks(page)]
+DOCTESTS = {page: [b for b in ALL if b.page == page and ">>>" in b.text] for page in PAGES}
+# A file is imported by the blocks that use it.
+SCRIPTS = {
+    page: [b for b in ALL if b.page == page and b.language == "python" and not b.file and ">>>" not in b.text]
+    for page in PAGES
+}
+
+
+def is_slow(block: Block) -> bool:
+    if block.language == "sh":
+        return any(rule.slow for rule in COMMANDS if re.search(rf"\b{re.escape(rule.starts)} ", block.text + " "))
+    return starts_a_run(block) if block.language == "yaml" else ".train(" in block.text
+
+
+def marked(found: list[Block]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if any(map(is_slow, found)) else []
+
+
+@pytest.fixture(scope="session")
+def made() -> dict[str, Path]:
+    """Props that were made already, by name."""
+    return {}
+
+
+@pytest.fixture
+def stage(tmp_path: Path, made: dict[str, Path]) -> Stage:
+    return Stage(tmp_path / "stage", WORDS, PROPS, made)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_key_of_a_page_exists(page: Path) -> None:
+    for block in blocks(page):
+        check_block(block, COMMANDS)
+    for span in spans(page):
+        check_words(span.split(), f"{page.name}: `{span}`")
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(b, id=b.name, marks=marked([b])) for b in ALL if b.language in ("sh", "yaml")]
+)
+def test_block_runs(block: Block, stage: Stage) -> None:
+    run(block, stage)
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=marked(found)) for page, found in SCRIPTS.items() if found]
+)
+def test_python_of_a_page_runs(page: Path, stage: Stage) -> None:
+    run_script(SCRIPTS[page], stage)
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name) for page, found in DOCTESTS.items() if found])
+def test_doctests_of_a_page_hold(page: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_doctests(DOCTESTS[page], stage, monkeypatch)
+
+
+def run(block: Block, stage: Stage) -> None:
+    check_block(block, COMMANDS)
+    stage.dress(block)
+    if block.language == "sh":
+        for words in commands(block):
+            if words[0] != "pip":
+                stage.run(on_the_wire(words, stage, block), block.name)
+    elif starts_a_run(block):
+        run_config(block, stage)
+
+
+def on_the_wire(words: list[str], stage: Stage, block: Block) -> list[str]:
+    rule = rule_of(words, COMMANDS, block.name)
+    sent = [stage.swapped(word) for word in words] + shlex.split(rule.behind)
+    # .venv is ready, whatever the times of the files say: nothing is installed here.
+    return [sent[0], "-o", ".venv/.ready", *sent[1:]] if sent[0] == "make" else sent
+
+
+def run_config(block: Block, stage: Stage) -> None:
+    """Start a run's YAML; what a fragment leaves out comes from the recipe of the miniature task."""
+    given, small = yaml.safe_load(stage.swapped(block.text)), SMALL
+    stock = "trl grpo" in block.text.splitlines()[0] or "rl_think_ext.trl.rlp" in given.get("reward_funcs", [])
+    if "model_name_or_path" not in given:
+        recipe = "trl.yaml" if stock else "train.yaml"
+        given = yaml.safe_load((ROOT / "recipes/rlp/tiny" / recipe).read_text()) | given
+        small = TINY
+    (stage.folder / "block.yaml").write_text(yaml.safe_dump(given | {"output_dir": "out/block"}))
+    words = ["trl", "grpo"] if stock else ["rl-think", "train"]
+    said = stage.run([*words, "--config", "block.yaml", *small.split()], block.name)
+    assert "RLP settings" in said, f"{block.name}: RLP did not run"
+
+
+def run_script(found: list[Block], stage: Stage) -> None:
+    for block in found:
+        stage.dress(block)
+    (stage.folder / "page.py").write_text(stage.swapped("\n".join(block.text for block in found)))
+    stage.run([sys.executable, "page.py"], found[0].name)
+
+
+def run_doctests(found: list[Block], stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in found:
+        stage.dress(block)
+    monkeypatch.chdir(stage.folder)
+    monkeypatch.syspath_prepend(stage.folder)
+    text = stage.swapped("\n".join(block.text for block in found))
+    case = doctest.DocTestParser().get_doctest(text, {}, found[0].name, str(found[0].page), found[0].line)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert runner.run(case, out=said.append).failed == 0, "".join(said)
+
+
+# --- the net holds --------------------------------------------------------------------------------------------------
+
+DATA = "data rlp --input my_texts.jsonl --output data/rlp"
+BROKEN = {
+    "no such program": ("sh", f"rl-thnik {DATA}", "nobody knows how to run `rl-thnik data"),
+    "no such command": ("sh", f"rl-think dta {DATA}", "nobody knows how to run `rl-think dta"),
+    "no such flag": ("sh", f"rl-think {DATA.replace('input', 'inptu')}", "has no flag --inptu"),
+    "a command that fails": ("sh", f"rl-think {DATA.replace('my_texts', 'nowhere')}", "ended with 1:.*nowhere.jsonl"),
+    "no such extra": ("sh", "pip install -e '.[tlr]'", "there is no extra"),
+    "no such package": ("sh", "pip install trol", "trol is no dependency"),
+    "no such target": ("sh", "make dmo", "nobody knows how to run `make dmo`"),
+    "a shell": ("sh", "rl-think doctor | cat", "needs a shell"),
+    "no such setting": ("yaml", "rlp:\n  baselin: ema", "did you mean `baseline`"),
+    "no such value": ("yaml", "baseline: emma", "is one of ema"),
+    "no such key of the trainer": ("yaml", "max_step: 3", "did you mean `max_steps`"),
+    "key given twice": ("yaml", "rlp:\n  baseline: ema\n  baseline: live", "given twice"),
+    "a run that fails": ("yaml", "scale_rewards: group", "ended with 1:.*is not RLP"),
+    "python that raises": ("python", "assert 1 + 1 == 3", "ended with 1:.*AssertionError"),
+    "python that is none": ("python", "1 +", "invalid syntax"),
+    "another number": ("python", ">>> 1 + 1\n3", "Expected:\n *3"),
+    "open JSON": ("json", '{"gain": ', "Expecting value"),
+    "another language": ("perl", "print 1", "nobody knows how to run ```perl"),
+    "no language": ("", "rl-think doctor", "nobody knows how to run ```"),
+}
+
+
+def run_page(page: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    for block in blocks(page):
+        run(block, stage)
+        if block.language == "python" and ">>>" in block.text:
+            run_doctests([block], stage, monkeypatch)
+        elif block.language == "python":
+            run_script([block], stage)
+
+
+@pytest.mark.parametrize(("language", "text", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_block_is_caught(
+    language: str, text: str, said: str, tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.md").write_text(f"# A page\n\n```{language}\n{text}\n```\n")
+    with pytest.raises((AssertionError, UserError, ValueError, SyntaxError), match=f"(?s){said}"):
+        run_page(tmp_path / "page.md", stage, monkeypatch)
+
+
+def test_block_that_is_right_passes(tmp_path: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    install, settings = "```sh\npip install -e '.[trl]'  # once\n```", "```yaml\nrlp:\n  baseline: live\n```"
+    numbers = "```python\n>>> 1 + 1\n2\n```"
+    (tmp_path / "page.md").write_text(f"{install}\n\nand `rl-think demo --steps 5`\n\n{settings}\n\n{numbers}\n")
+    assert spans(tmp_path / "page.md") == ["rl-think demo --steps 5"]
+    run_page(tmp_path / "page.md", stage, monkeypatch)
+
+
+def test_broken_span_is_caught() -> None:
+    with pytest.raises(AssertionError, match="no flag --seds"):
+        check_words("rl-think demo --seds 0 1".split(), "page")
+
+
+def test_every_page_is_found() -> None:
+    found = {str(page.relative_to(ROOT)) for page in PAGES}
+    assert {"README.md", "docs/methods.md", "docs/trl.md", "docs/extending.md", "recipes/rlp/tiny/README.md"} <= found
