@@ -1,5 +1,6 @@
 """The commands: what they cost to start, what they say, what they refuse."""
 
+import json
 import subprocess
 import sys
 
@@ -131,11 +132,20 @@ def test_train_runs_and_leaves_a_model(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "model.safetensors").exists()
     assert (tmp_path / "rl_think/settings.json").exists()
+    assert done.stdout.rstrip().endswith(f"report: {tmp_path / 'report.html'}")
+    assert json.loads((tmp_path / "rl_think/run.json").read_text())["dataset"]["name"] == "recipes/rlp/tiny/data"
+
+
+def test_train_whose_report_cannot_be_written_says_so_and_has_not_failed(tmp_path):
+    (tmp_path / "report.html").mkdir()
+    (tmp_path / "report.html/report.html").mkdir()
+    settings = ("--output_dir", str(tmp_path), "--max_steps", "1", "--per_device_train_batch_size", "8")
+    done = command("train", "--config", "recipes/rlp/tiny/train.yaml", *settings)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "no report: cannot write" in done.stdout
 
 
 def test_demo_of_three_steps_shows_everything(tmp_path):
-    import json
-
     done = command("demo", "--output", str(tmp_path), "--steps", "3", "--test-rows", "32", "--controls")
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "result.json").read_text())
@@ -144,6 +154,12 @@ def test_demo_of_three_steps_shows_everything(tmp_path):
     assert result["runs"][0]["worked"]["train_steps"] >= 1
     assert (tmp_path / "demo.png").stat().st_size > 10_000
     assert "before → after" in done.stdout
+    assert done.stdout.rstrip().endswith(f"report: {tmp_path / 'report.html'}")
+    measured = json.loads((tmp_path / "seed-0/rl_think/measured.json").read_text())
+    for when in ("before", "after"):
+        found = measured[when]["gain"]
+        assert found["mean"] == pytest.approx(result["runs"][0][when]["gain"], abs=1e-6)
+        assert found["low"] < found["mean"] < found["high"] and found["num_values"] == 32
 
 
 def test_demo_that_cannot_write_says_so(tmp_path, capsys):

@@ -28,6 +28,8 @@ SETTINGS: dict[str, Any] = {
     "use_cpu": True,
     "save_strategy": "no",
     "report_to": "none",
+    "log_completions": True,
+    "num_completions_to_print": 0,
 }
 # Rows of the final measurement: this generator seed and the part "test" chose nothing.
 TEST_SEED, TEST_ROWS = 20261121, 1024
@@ -39,7 +41,7 @@ class DemoConfig:
     """Teach the embedded model to think with RLP and show what changed."""
 
     output: Path = Path("out/demo")
-    """Folder of result.json, the plot and the samples."""
+    """Folder of report.html, result.json, the picture and one run for each seed."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of training, one run each; the recipe's five are 0 1 2 3 4."""
     steps: int = SETTINGS["max_steps"]
@@ -68,10 +70,17 @@ def run(argv: list[str]) -> int:
     results = [_one(config, seed) for seed in config.seeds]
     (config.output / "result.json").write_text(json.dumps(_summary(config, results), indent=2) + "\n", encoding="utf-8")
     from rl_think_ext.cli.demo_view import draw, show
+    from rl_think_ext.report import write
 
-    show(results, config.output)
+    show(results)
     draw(results, config.output / "demo.png")
+    report = write([_folder(config, config.seeds[0])], config.output / "report.html")
+    print(f"numbers: {config.output / 'result.json'}, picture: {config.output / 'demo.png'}\nreport: {report}")
     return 0
+
+
+def _folder(config: DemoConfig, seed: int) -> Path:
+    return config.output / f"seed-{seed}"
 
 
 def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
@@ -80,7 +89,7 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
 
     from rl_think_ext.scoring.load import load_model, load_tokenizer
     from rl_think_ext.tiny import PROGRAMS_MODEL
-    from rl_think_ext.tiny.measure import answer, measure, sample_thoughts
+    from rl_think_ext.tiny.measure import answer, means, measure, measure_rows, sample_thoughts
     from rl_think_ext.tiny.programs import held_out_rows, rl_rows
 
     # The model is too small to share: a second thread costs time, and equal thread counts give equal sums.
@@ -88,16 +97,17 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
     tokenizer, base = load_tokenizer(str(PROGRAMS_MODEL)), load_model(str(PROGRAMS_MODEL))
     rows, test = rl_rows(seed, TRAIN_ROWS), held_out_rows("test", TEST_SEED, config.test_rows)
     frozen = answer(base, tokenizer, test).logprob
-    before = measure(base, tokenizer, test, baseline=frozen)
+    before = measure_rows(base, tokenizer, test, baseline=frozen)
     model, history, seconds = _train(config, seed, tokenizer, rows)
+    after = measure_rows(model, tokenizer, test, baseline=frozen)
     result = {
         "seed": seed,
         "train_seconds": round(seconds, 1),
-        "before": before,
-        "after": measure(model, tokenizer, test, baseline=frozen),
+        "before": means(before),
+        "after": means(after),
         "history": history,
         "thoughts": [
-            {"context": row["context"], "target": row["target"], "before": old, "after": new}
+            {"id": row["id"], "context": row["context"], "target": row["target"], "before": old, "after": new}
             for row, old, new in zip(
                 test[:8],
                 sample_thoughts(base, tokenizer, test[:8], seed=0),
@@ -106,6 +116,7 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
             )
         ],
     }
+    _keep_measured(_folder(config, seed), before, after, result["thoughts"])
     if config.controls:
         from rl_think_ext.tiny.controls import train_control
 
@@ -114,6 +125,22 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
             steps = train_control(kind, other, tokenizer, rows, seconds=seconds, seed=seed)
             result[kind] = {"train_steps": steps, **measure(other, tokenizer, test, baseline=frozen)}
     return result
+
+
+def _keep_measured(folder: Path, before: Any, after: Any, thoughts: Any) -> None:
+    """The held-out measurement with its intervals, where the report looks for it."""
+    import numpy as np
+
+    from rl_think_ext.methods.interval import mean_interval
+
+    names = ("gain", "accuracy", "direct_accuracy")
+    sides = {
+        when: {name: vars(mean_interval(found[name])) for name in names}
+        for when, found in (("before", before), ("after", after))
+    }
+    what = {"what": "held-out programs", "rows": len(before["gain"]), "ceiling": float(np.log(10))}
+    text = json.dumps({**what, **sides, "thoughts": thoughts}, indent=2)
+    (folder / "rl_think" / "measured.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _train(config: DemoConfig, seed: int, tokenizer: Any, rows: Any) -> tuple[Any, list[dict[str, Any]], float]:
@@ -126,7 +153,7 @@ def _train(config: DemoConfig, seed: int, tokenizer: Any, rows: Any) -> tuple[An
     from rl_think_ext.trl import ThinkGRPOConfig, ThinkGRPOTrainer
 
     chosen = {**SETTINGS, "max_steps": config.steps, "seed": seed, "logging_steps": 1, "disable_tqdm": True}
-    args = ThinkGRPOConfig(str(config.output / f"seed-{seed}"), **chosen)
+    args = ThinkGRPOConfig(str(_folder(config, seed)), **chosen)
     trainer = ThinkGRPOTrainer(
         str(PROGRAMS_MODEL),
         args,

@@ -38,7 +38,7 @@ class LiveProgress(TrainerCallback):
         self.progress.stop()
 
 
-def show(results: list[dict[str, Any]], output: Path) -> None:
+def show(results: list[dict[str, Any]]) -> None:
     """Print the table before → after, the controls and sample thoughts."""
     console = Console()
     table = Table(title="held-out programs: before → after RLP")
@@ -62,7 +62,6 @@ def show(results: list[dict[str, Any]], output: Path) -> None:
         console.print(f"[bold]{sample['context']}[/bold] … {sample['target']}", highlight=False)
         for when in ("before", "after"):
             console.print(f"  {when:<6} <think>{sample[when]}", highlight=False, markup=False)
-    console.print(f"details: {output / 'result.json'}, picture: {output / 'demo.png'}", highlight=False)
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

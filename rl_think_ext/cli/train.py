@@ -26,6 +26,7 @@ RLP through TRL's GRPOTrainer. RUN.yaml holds TRL's own keys (those of `trl grpo
       num_target_tokens: 1
       baseline: ema
 
+The run ends with report.html in its output_dir; `log_completions: true` gives it the thoughts, too.
 --KEY VALUE on the command line overrides a TRL key. With several processes: torchrun --nproc_per_node N -m
 rl_think_ext.cli.train --config RUN.yaml. `resume_from_checkpoint: true` goes on from the last checkpoint.
 
@@ -47,7 +48,15 @@ def run(argv: list[str]) -> int:
     _export(config.pop("env", None) or {}, path)
     from rl_think_ext.trl.launch import train
 
-    train(config, rest, rlp, path)
+    folder = train(config, rest, rlp, path)
+    if folder is not None:
+        from rl_think_ext.report import write
+
+        try:
+            print(f"report: {write([folder])}")
+        except UserError as error:
+            # The model is saved: a report that cannot be written does not make the run a failure.
+            print(f"no report: {error}")
     return 0
 
 

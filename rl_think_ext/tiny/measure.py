@@ -6,7 +6,7 @@ direct path.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -87,6 +87,35 @@ def sample_thoughts(
     return thoughts
 
 
+def measure_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[ProgramRow],
+    *,
+    baseline: Tensor | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+) -> dict[str, list[float]]:
+    """What `measure` is the mean of, by name, one value for each row."""
+    was_training = model.training
+    model.eval()
+    thoughts = sample_thoughts(model, tokenizer, rows, seed=seed, temperature=temperature)
+    reasoned, direct = answer(model, tokenizer, rows, thoughts), answer(model, tokenizer, rows)
+    model.train(was_training)
+    frozen = direct.logprob if baseline is None else baseline
+    kinds = [classify_thought(said, row["gold"]) for said, row in zip(thoughts, rows, strict=True)]
+    return {
+        "gain": (reasoned.logprob - frozen).tolist(),
+        "reasoned": reasoned.logprob.tolist(),
+        "baseline": frozen.tolist(),
+        "direct": direct.logprob.tolist(),
+        "accuracy": reasoned.hit.float().tolist(),
+        "direct_accuracy": direct.hit.float().tolist(),
+        "closed": [float(said.endswith("</think>")) for said in thoughts],
+        **{k: [float(kind == k) for kind in kinds] for k in ("correct", "steps", "echo", "chat", "other")},
+    }
+
+
 def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -105,23 +134,13 @@ def measure(
         `gain`, `reasoned`, `baseline`, `direct` in nats; `accuracy`, `direct_accuracy`, `closed` and one share for
         each kind of thought, between 0 and 1. `direct` is the model's own no-think log-prob: watch that it holds.
     """
-    was_training = model.training
-    model.eval()
-    thoughts = sample_thoughts(model, tokenizer, rows, seed=seed, temperature=temperature)
-    reasoned, direct = answer(model, tokenizer, rows, thoughts), answer(model, tokenizer, rows)
-    model.train(was_training)
-    frozen = direct.logprob if baseline is None else baseline
-    kinds = [classify_thought(said, row["gold"]) for said, row in zip(thoughts, rows, strict=True)]
-    return {
-        "gain": (reasoned.logprob - frozen).mean().item(),
-        "reasoned": reasoned.logprob.mean().item(),
-        "baseline": frozen.mean().item(),
-        "direct": direct.logprob.mean().item(),
-        "accuracy": reasoned.hit.float().mean().item(),
-        "direct_accuracy": direct.hit.float().mean().item(),
-        "closed": sum(said.endswith("</think>") for said in thoughts) / len(thoughts),
-        **{kind: kinds.count(kind) / len(kinds) for kind in ("correct", "steps", "echo", "chat", "other")},
-    }
+    found = measure_rows(model, tokenizer, rows, baseline=baseline, seed=seed, temperature=temperature)
+    return means(found)
+
+
+def means(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of every name."""
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def _closed(thought: str) -> str:

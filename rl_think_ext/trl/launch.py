@@ -15,8 +15,8 @@ from rl_think_ext.scoring.ema import is_whole
 from rl_think_ext.scoring.load import explain
 
 
-def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -> None:
-    """Build TRL's arguments and the trainer, and train.
+def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -> Path | None:
+    """Build TRL's arguments and the trainer, and train; the run's folder in the main process, None in the others.
 
     Raises:
         UserError: an unknown key, a dataset or model that cannot be loaded, settings that are not RLP.
@@ -66,6 +66,7 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"model and logs are in {args.output_dir}")
+    return Path(args.output_dir) if trainer.accelerator.is_main_process else None
 
 
 def _split(splits: Any, split: str, name: str) -> Any:

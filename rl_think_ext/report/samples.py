@@ -1,0 +1,156 @@
+"""Samples out of completions tables and offline measurements: only the tables and columns that a page needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl_think_ext.errors import UserError
+from rl_think_ext.report.folder import Folder
+from rl_think_ext.report.text import number
+
+_COLUMNS = ("step", "prompt", "completion", "rlp", "advantage")
+_OFFLINE = "id document position context target thought gain accuracy baseline_accuracy baseline unscorable".split()
+# Tables of one end of a run, at the most: rows of text are large.
+_MOST_TABLES, _MOST_ROWS = 50, 20_000
+
+
+class Sample(NamedTuple):
+    """One thought and what it was worth; None is unknown, never 0.
+
+    `gain` is against the frozen start where that was logged, otherwise the reward. `direct` is the log-prob of the
+    target without the thought, nats: how hard the place is.
+    """
+
+    id: str
+    context: str
+    target: str
+    thought: str
+    gain: float | None
+    accuracy: float | None = None
+    baseline_accuracy: float | None = None
+    direct: float | None = None
+    reason: str | None = None
+    step: float | None = None
+    frozen: bool = True
+
+    @property
+    def place(self) -> tuple[str, int | None]:
+        """Document and position out of the row's id, "doc7:1234"; an id of another form is a document by itself."""
+        document, colon, position = self.id.rpartition(":")
+        return (document, int(position)) if colon and position.isascii() and position.isdigit() else (self.id, None)
+
+
+def ends(folder: Folder, least: int) -> tuple[list[Sample], list[Sample]]:
+    """The first and the last samples of a run, at least `least` scorable ones from each end where there are so many.
+
+    The two never share a table; of a single table the first is empty.
+    """
+    half = len(folder.tables) // 2
+    return _take(folder.tables[:half], least), _take(folder.tables[half:][::-1], least)
+
+
+def last(folder: Folder, least: int) -> list[Sample]:
+    """Samples of the last tables, newest first, for the gain along a document."""
+    return _take(folder.tables[::-1], least)
+
+
+def _take(tables: Iterable[tuple[int, Path]], least: int) -> list[Sample]:
+    found: list[Sample] = []
+    for _, path in list(tables)[:_MOST_TABLES]:
+        found += table(path)
+        if sum(sample.gain is not None for sample in found) >= least or len(found) > _MOST_ROWS:
+            break
+    return found
+
+
+def table(path: Path) -> list[Sample]:
+    """The samples of one completions table of TRL.
+
+    Raises:
+        UserError: not a Parquet file, or no completions in it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = pq.read_schema(path).names
+        rows = pq.read_table(path, columns=[n for n in names if n in _COLUMNS or n.startswith("rlp/")]).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is no Parquet file that can be read: {error}; take it away, or restore it") from error
+    if "completion" not in names:
+        raise UserError(f"{path} has no column `completion`; TRL writes it with `log_completions: true`")
+    # With `frozen_gain: false` the column is there, and empty.
+    frozen = any(number(row.get("rlp/frozen_gain")) is not None for row in rows)
+    return [_sample(row, frozen) for row in rows]
+
+
+def _sample(row: Mapping[str, Any], frozen: bool) -> Sample:
+    context = row.get("rlp/context")
+    prompt = _text(row.get("prompt"))
+    direct = number(row.get("rlp/frozen"))
+    return Sample(
+        id=str(row.get("rlp/id") or (context if context is not None else prompt)),
+        context=prompt if context is None else str(context),
+        target=str(row.get("rlp/target") or ""),
+        thought=_text(row.get("completion")),
+        gain=number(row.get("rlp/frozen_gain" if frozen else "rlp")),
+        accuracy=number(row.get("rlp/accuracy")),
+        baseline_accuracy=number(row.get("rlp/baseline_accuracy")),
+        direct=number(row.get("rlp/baseline")) if direct is None else direct,
+        reason=row.get("rlp/unscorable"),
+        step=number(row.get("step")),
+        frozen=frozen,
+    )
+
+
+def _text(value: Any) -> str:
+    """A prompt or completion as text; a conversation is its contents, one behind the other."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
+        return "\n".join(str(message.get("content") or "") for message in value if isinstance(message, Mapping))
+    return "" if value is None else str(value)
+
+
+def offline(folder: Folder, most_documents: int = 12, most_rows: int = 5000) -> list[Sample]:
+    """Samples of the documents with the most positions out of an offline measurement; [] where there is no table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    path = folder.path / "samples.parquet"
+    if not path.is_file():
+        return []
+    try:
+        names = pq.read_schema(path).names
+        light = pq.read_table(path, columns=[n for n in ("document", "position") if n in names])
+        chosen = _largest(light.to_pylist(), most_documents)
+        rows = pq.read_table(
+            path, columns=[n for n in _OFFLINE if n in names], filters=pc.field("document").isin(chosen)
+        )
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{path} cannot be read: {error}; run `rl-think gain` again") from error
+    return [_offline_sample(row) for row in rows.slice(0, most_rows).to_pylist()]
+
+
+def _largest(rows: Sequence[Mapping[str, Any]], most: int) -> list[Any]:
+    places: dict[Any, set[Any]] = {}
+    for row in rows:
+        places.setdefault(row["document"], set()).add(row.get("position"))
+    return sorted(places, key=lambda document: -len(places[document]))[:most]
+
+
+def _offline_sample(row: Mapping[str, Any]) -> Sample:
+    return Sample(
+        id=f"{row.get('document')}:{row.get('position')}",
+        context=str(row.get("context") or ""),
+        target=str(row.get("target") or ""),
+        thought=_text(row.get("thought")),
+        gain=number(row.get("gain")),
+        accuracy=number(row.get("accuracy")),
+        baseline_accuracy=number(row.get("baseline_accuracy")),
+        direct=number(row.get("baseline")),
+        reason=row.get("unscorable"),
+    )
