@@ -1,0 +1,77 @@
+"""Random cuts starve RLP, and `rl-think gain --select` feeds it again.
+
+    python examples/lessons/dead_groups.py --seeds 0 1 2
+
+Three quarters of the contexts are cut at a random token instead of before the answer. No thought helps there, so
+most of a batch teaches nothing. `--select` measures the base once, and keeps the positions where some thoughts help
+and some do not. Same base, settings and number of steps for both runs.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import tyro
+from datasets import Dataset, load_dataset
+from miniature import TOKENIZER, base, finish, held_out, learn
+
+from rl_think_ext import cli
+from rl_think_ext.tiny import PROGRAMS_MODEL
+from rl_think_ext.tiny.programs import rl_rows
+
+
+def random_cuts(seed: int, num_rows: int, share: float) -> list[dict[str, Any]]:
+    """Rows of which `share` are cut before a random token of the program; the others before the answer."""
+    rng, made = random.Random(f"cuts:{seed}"), []
+    for row in rl_rows(seed, num_rows):
+        ids = TOKENIZER(row["context"])["input_ids"]
+        kept = {"id": f"{row['id']}:{len(ids)}", "context": row["context"], "target": row["target"]}
+        if rng.random() < share:
+            at = rng.randrange(1, len(ids))
+            context, target = TOKENIZER.decode(ids[:at]), TOKENIZER.decode(ids[at : at + 1])
+            kept = {"id": f"{row['id']}:{at}", "context": context, "target": target}
+        made.append({**kept, "prompt": kept["context"] + "<think>"})
+    return made
+
+
+def main(
+    seeds: list[int] = [0],  # noqa: B006
+    steps: int = 100,
+    num_rows: int = 4000,
+    num_thoughts: int = 8,
+    share: float = 0.75,
+) -> None:
+    """Train on random cuts, on the selected ones, and on the answers alone, and compare on held-out answers."""
+    result: dict[str, Any] = {"before": held_out(base())}
+    for seed in seeds:
+        cuts, chosen = Path(f"out/lessons/cuts-{seed}"), Path(f"out/lessons/selected-{seed}")
+        rows = random_cuts(seed, num_rows, share)
+        cuts.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(rows).to_parquet(cuts / "train.parquet")
+        # The gains of the thoughts of the base: what the reward would be in the first step.
+        words = [
+            "gain",
+            "--model",
+            str(PROGRAMS_MODEL),
+            "--data",
+            str(cuts / "train.parquet"),
+            "--output",
+            f"out/lessons/gain-{seed}",
+        ]
+        words += ["--num-thoughts", str(num_thoughts), "--max-thought-tokens", "20", "--select", str(chosen)]
+        if cli.main([*words, "--overwrite"]):
+            raise SystemExit(1)
+        selected = load_dataset(str(chosen))["train"]
+        answers = sum("?" in row["context"] for row in selected) / len(selected)
+        print(f"seed {seed}: kept {len(selected)} of {num_rows} positions, {answers:.0%} of them before an answer")
+        result[f"seed {seed}"] = {"kept": len(selected), "before an answer": answers}
+        for name, data in (("random cuts", rows), ("selected", selected)):
+            run = learn(data, f"{name}-{seed}".replace(" ", "-"), seed=seed, max_steps=steps)
+            after = held_out(run.model)
+            result[f"seed {seed}"][name] = after
+            print(f"seed {seed}, {name:<11}: gain {after['gain']:+.2f} nats, accuracy {after['accuracy']:.2f}")
+    finish("dead_groups", result)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
