@@ -1,9 +1,10 @@
-"""A base that cannot read a thought gives RLP nothing to choose by; a short warm start does.
+"""A base that cannot read a thought gives RLP nothing to choose by; a warm start does.
 
     python examples/lessons/unreadable_thoughts.py
 
 The base is pre-trained here on texts whose thoughts belong to another program: it writes thoughts as the embedded
 model does, and has learned that they say nothing. RLP never trains the predictor: its loss lies on thought tokens.
+The warm start is the same mix of texts, with every thought where it belongs.
 """
 
 import re
@@ -12,7 +13,6 @@ from pathlib import Path
 import tyro
 from miniature import TEST, TOKENIZER, finish, held_out, learn
 
-from rl_think_ext.tiny.controls import train_control
 from rl_think_ext.tiny.measure import answer
 from rl_think_ext.tiny.pretrain import build_model, train
 from rl_think_ext.tiny.programs import rl_rows, training_documents
@@ -28,14 +28,15 @@ def texts(num: int, seed: int = 5) -> list[str]:
     return made
 
 
-def main(pretraining: int = 1000, steps: int = 100, warm_seconds: float = 15.0) -> None:
-    """Pre-train such a base; RLP on it; then a warm start on worked steps, and RLP again."""
+def main(pretraining: int = 1000, warm: int = 1000, steps: int = 100) -> None:
+    """Pre-train such a base; RLP on it; then a warm start, and RLP again."""
     model = build_model(TOKENIZER, seed=5)
     train(model, texts(pretraining * 32), TOKENIZER, steps=pretraining)
     result = {}
     for name in ("without a warm start", "after a warm start"):
         if name == "after a warm start":
-            train_control("worked", model, TOKENIZER, rl_rows(1, 20_000), seconds=warm_seconds, seed=0)
+            own = [document.text for document in training_documents(6, warm * 32)]
+            train(model, own, TOKENIZER, steps=warm)
         given = answer(model, TOKENIZER, TEST, [row["gold"] for row in TEST]).hit.float().mean().item()
         folder = Path("out/lessons", f"base {name}".replace(" ", "-"))
         model.save_pretrained(folder)

@@ -1,0 +1,190 @@
+"""The YAML file of a run as the trainer would read it: which command, the method's settings, TRL's arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any, Literal, NamedTuple
+
+from rl_think_ext import settings
+from rl_think_ext.cli.doctor.case import Case, Finding, failure, once
+from rl_think_ext.cli.doctor.trainers import trl
+from rl_think_ext.errors import UserError
+from rl_think_ext.methods.rlp import RLPConfig
+
+REWARD = "rl_think_ext.trl.rlp"
+# argparse speaks of options, the file has keys.
+_ARGUMENT, _KEY = r"argument --(\w+)\S*:", r"`\1`:"
+
+
+class File(NamedTuple):
+    """A YAML file: TRL's keys, the `rl_think:` block apart, the variables of `env:`, and the command it is for."""
+
+    path: str
+    keys: dict[str, Any]
+    block: Any
+    env: dict[str, str]
+    command: Literal["rl-think train", "trl grpo"]
+
+    @property
+    def stock(self) -> bool:
+        """Whether TRL's own GRPOTrainer would run."""
+        return self.command == "trl grpo"
+
+
+class Arguments(NamedTuple):
+    """TRL's dataclasses, filled."""
+
+    script: Any
+    args: Any
+    model: Any
+
+
+@once("the YAML file")
+def file(case: Case) -> File:
+    """The file, taken apart.
+
+    Raises:
+        UserError: not readable, or `env:` is no mapping.
+    """
+    assert case.path is not None
+    keys = settings.read_file(case.path)
+    rewards, env = keys.get("reward_funcs") or [], keys.pop("env", None) or {}
+    if not isinstance(env, Mapping):
+        raise UserError(f"{case.path}: `env:` holds {env!r}; expected `NAME: value` lines")
+    stock = "rl_think" not in keys and REWARD in ([rewards] if isinstance(rewards, str) else rewards)
+    block = keys.pop("rl_think", None) or {}
+    names = {str(name): str(value) for name, value in env.items()}
+    return File(case.path, keys, block, names, "trl grpo" if stock else "rl-think train")
+
+
+@once("the block of settings")
+def method(case: Case) -> tuple[RLPConfig, dict[str, Any], str]:
+    """RLP's settings, those that were given, and where they were given.
+
+    Raises:
+        UserError: a key, type or value that does not fit, or a file that is not there.
+    """
+    it = file(case)
+    if it.stock:
+        given, where = settings.from_environment("rlp")
+    else:
+        if not isinstance(it.block, Mapping):
+            raise UserError(f"{it.path}: `rl_think:` holds {it.block!r}; expected `rlp:` and its settings below it")
+        given, where = settings.method_block(it.block, "rlp", f"{it.path}: rl_think"), f"{it.path}, rl_think: rlp"
+    return settings.build(RLPConfig, given, where), given, where
+
+
+@once("the set of TRL's arguments")
+def arguments(case: Case) -> Arguments:
+    """The keys through TRL's own parser.
+
+    Raises:
+        UserError: an unknown key, or a value that TRL does not take.
+    """
+    it = file(case)
+    # By name: whether they can be imported is one of the questions, and only the door may depend on trl.
+    module, script = trl(case), import_module("trl.scripts.grpo").GRPOScriptArguments
+    ours = import_module("rl_think_ext.trl").ThinkGRPOConfig
+    kinds = (script, module.GRPOConfig if it.stock else ours, module.ModelConfig, module.DatasetMixtureConfig)
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
+    if it.stock and not known >= it.keys.keys():
+        known |= _launch_keys()
+    settings.check_keys(it.keys, known, it.path)
+    parser = module.TrlParser(kinds)
+    parser.set_defaults_with_config(**it.keys)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            parsed = parser.parse_args_into_dataclasses(args=[])
+    except SystemExit as error:
+        problem = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"{it.path}: {re.sub(_ARGUMENT, _KEY, problem)}") from error
+    except (ValueError, TypeError) as error:
+        said_so = str(error).strip().splitlines()[0]
+        if "bf16" in said_so:
+            said_so = "bf16 (TRL's default) needs a GPU, and torch sees none: say `bf16: false`, and `use_cpu: true`"
+        raise UserError(f"{it.path}: {said_so}") from error
+    return Arguments(*parsed[:3])
+
+
+def _launch_keys() -> set[str]:
+    """What `trl grpo` hands on to accelerate's launcher."""
+    parser = import_module("accelerate.commands.launch").launch_command_parser()
+    return {action.dest for action in parser._actions} | {"accelerate_config"}
+
+
+def check_file(case: Case) -> Iterator[Finding]:
+    """Which command the file is for; its variables hold from here on."""
+    it = file(case)
+    os.environ.update(it.env)
+    named = f"; variables: {', '.join(it.env)}" if it.env else ""
+    yield Finding("ok", "file", f"{it.path} is for `{it.command}`; keys for TRL: {len(it.keys)}{named}.")
+    rewards = it.keys.get("reward_funcs") or []
+    if not it.stock and not it.block and REWARD not in rewards:
+        found = f"{it.path} has no `rl_think:` block and no reward {REWARD}: `trl grpo` would train without RLP."
+        todo = f"Start it with `rl-think train`, or add `reward_funcs: [{REWARD}]` for `trl grpo`."
+        yield Finding("warn", "file", found, todo)
+    if not it.stock and os.environ.get(settings.ENVIRONMENT, "").strip():
+        found = f"{settings.ENVIRONMENT} is set, and `rl-think train` does not read it."
+        yield Finding("warn", "file", found, "Put the settings into the block `rl_think:`, or use `trl grpo`.")
+
+
+def check_method(case: Case) -> Iterator[Finding]:
+    """Every setting with its value, those that were given first, and where they come from."""
+    config, given, where = method(case)
+    shown = {name: value for name, value in vars(config).items() if name in given}
+    rest = {name: value for name, value in vars(config).items() if name not in given}
+    mark = settings.fingerprint(config)
+    nothing = f"{settings.ENVIRONMENT} is not set" if where == "defaults" else f"nothing in {where}"
+    from_where = f"From {where}: {_listed(shown)}. By default: " if shown else f"All by default ({nothing}): "
+    yield Finding("ok", "RLP settings", f"{from_where}{_listed(rest)}. Fingerprint {mark}.")
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def check_arguments(case: Case) -> Iterator[Finding]:
+    """TRL's arguments: what is not RLP is refused, what differs from it is warned about."""
+    args = arguments(case)
+    missing = [
+        name
+        for name, value in (
+            ("model_name_or_path", args.model.model_name_or_path),
+            ("dataset_name", args.script.dataset_name),
+        )
+        if not value
+    ]
+    for name in missing:
+        yield Finding("broken", name, f"{file(case).path} does not say `{name}:`.", f"Add `{name}: …` to it.")
+    from rl_think_ext.trl import checks
+
+    for text in checks.check_settings(args.args):
+        key = text.partition(":")[0].partition(" ")[0]
+        yield Finding("warn", key, f"{text}.", f"Change `{key}:` in {file(case).path}, or know why you want it.")
+    if not missing:
+        kind = "GRPOConfig" if file(case).stock else "ThinkGRPOConfig"
+        found = f"All are known and none is refused; what {file(case).path} does not say is a default of {kind}."
+        yield Finding("ok", "TRL's keys", found)
+
+
+def check_other_rewards(case: Case) -> Iterator[Finding]:
+    """Rewards beside the gain can be imported, and stand where an unscorable sample is no 0."""
+    names = [name for name in arguments(case).script.reward_funcs or [] if name != REWARD]
+    if names and file(case).stock:
+        found = f"Beside {', '.join(names)} the stock trainer would count an unscorable thought as a gain of 0."
+        yield Finding("broken", "reward_funcs", found, f"Use `rl-think train`, or {REWARD} alone.")
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        try:
+            getattr(import_module(module or "trl.rewards"), attribute)
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            yield failure("reward_funcs", error, "Correct `reward_funcs:`.", f"The reward {name} raises ")
+        else:
+            yield Finding("ok", "reward_funcs", f"The further reward {name} can be imported.")
