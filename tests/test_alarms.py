@@ -38,7 +38,7 @@ def test_a_healthy_run_raises_none() -> None:
             ("thoughts shrank from 40 to 9.9 while the gain",),
         ),
         ({"entropy": 0.1}, "entropy collapsed", ("the sampling entropy shrank from 2 to 0.1",)),
-        ({"zero_variance_groups": 0.9}, "dead groups", ("90% of the groups have equal rewards",)),
+        ({"zero_variance_groups": 0.9}, "dead groups", ("90% of the groups have equal rewards", "out of reach; select positions")),
         ({"score_noise_to_spread": 0.2}, "noise", ("noise is 20% of a group's spread",)),
         ({"logprob_baseline": -2.75}, "baseline fell", ("fell to -2.75 nats, 0.75 below the frozen start",)),
     ],
@@ -54,6 +54,13 @@ def test_each_alarm_is_raised_after_patience_and_once(
     assert all(word in found[0] for word in words)
     assert alarms.raised == {name: found[0]}
     assert logs(alarms, 20, **change) == []
+
+
+def test_dead_groups_of_a_policy_that_learned_are_most_likely_solved() -> None:
+    alarms = Alarms()
+    logs(alarms, 3, gain_frozen=-0.1)
+    (found,) = logs(alarms, 3, gain_frozen=2.0, zero_variance_groups=0.9)
+    assert found.endswith("most likely solved; stop, or take harder texts")
 
 
 def test_a_policy_that_learns_may_get_shorter_and_surer() -> None:

@@ -52,7 +52,8 @@ class Alarms:
             checks.append(("noise", noise > self.noise, text))
         dead = metrics.get("zero_variance_groups")
         if dead is not None:
-            text = f"{dead:.0%} of the groups have equal rewards: they teach nothing, solved or out of reach"
+            why = "solved; stop, or take harder texts" if learns else "out of reach; select positions, or warm start"
+            text = f"{dead:.0%} of the groups have equal rewards and teach nothing: most likely {why}"
             checks.append(("dead groups", dead > self.dead, text))
         return [text for name, bad, text in checks if self._persists(name, bad) and self._raise(name, text)]
 
