@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; `make` alone explains them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench mutants clean
+.PHONY: help setup demo test test-slow lint bench browser mutants clean
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -46,6 +46,13 @@ lint: $(READY) ## ruff, formatting, types, import rules
 
 bench: $(READY) ## time the scorer (ARGS goes to benchmarks/scoring.py)
 	@$(BIN)/python benchmarks/scoring.py $(ARGS)
+
+browser: ## install Debian's chromium where there is none; the slow tests open the report in it
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then \
+	  echo "make: no chromium here, and only root can install it by apt-get: put a chromium on the PATH" >&2; exit 1; fi; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core fonts-liberation >/dev/null
 
 mutants: $(READY) ## take each protected fix out of a copy; its test must turn red (ARGS='--only NAME')
 	@$(BIN)/python tests/mutants/run.py -j $(JOBS) $(ARGS)

@@ -56,7 +56,7 @@ def svg(figure: Figure, num_folders: int) -> str:
                 curve.steps,
                 curve.values,
                 color=shade,
-                linewidth=1.7 if curve.style == 0 else 1.4,
+                linewidth=2.2 if curve.style == 0 else 1.3,
                 # Curves that lie on one another stay visible: the first is whole, the others are broken and above it.
                 linestyle=DASHES[curve.style % len(DASHES)],
                 marker="o" if few else "",

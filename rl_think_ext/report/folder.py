@@ -67,6 +67,9 @@ def read(path: Path) -> Folder:
     log = _by_step(records, own / "log.jsonl") or _trainer_log(path)
     alarms = _lines(own / "alarms.jsonl")[0] if (own / "alarms.jsonl").is_file() else _replayed(log)
     tables = _tables(path / "completions")
+    if tables and not _is_whole(tables[-1][1]):
+        notes.append(f"{tables[-1][1].name} is cut off and left out: the run was killed while it was writing.")
+        tables = tables[:-1]
     if not log and not tables and not (own / "run.json").is_file():
         raise UserError(_nothing(path))
     if log:  # what lies behind the last log belongs to an earlier run in the same folder
@@ -168,6 +171,13 @@ def _trainer_log(path: Path) -> dict[float, Entry]:
 def _tables(folder: Path) -> tuple[tuple[int, Path], ...]:
     found = [(_step_of(path.stem), path) for path in folder.glob("completions_*.parquet")]
     return tuple(sorted(table for table in found if table[0] >= 0))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a Parquet file has its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4))
+        return file.read() == b"PAR1"
 
 
 def _step_of(name: str) -> int:

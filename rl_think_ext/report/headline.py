@@ -95,7 +95,7 @@ def _held_out(found: Mapping[str, Any]) -> Measured:
         for name, *_ in _QUANTITIES
     }
     what = str(found.get("what") or "held-out rows")
-    prefix = "" if "held-out" in what else "held-out: "
+    prefix = "Measured on " if "held-out" in what else "Measured held-out: "
     return Measured(quantities, f"{prefix}{plain(found.get('rows'))} {what}", number(found.get("ceiling")))
 
 
@@ -118,22 +118,20 @@ def _from_samples(first: Sequence[Sample], final: Sequence[Sample]) -> Measured:
             ("direct_accuracy", "baseline_accuracy"),
         )
     }
-    shown = " → ".join(f"{_steps(side)} ({len(side):,} samples)" for side in sides.values())
+    shown = " → ".join(f"{samples.steps_of(side)} ({_size(side)})" for side in sides.values())
     only = "" if first else "; a single table, so there is no before"
     frozen = all(sample.frozen for side in sides.values() for sample in side)
     against = "the frozen start" if frozen else "the baseline of the reward, because `frozen_gain` is off"
     return Measured(quantities, f"Training samples, not held out: {shown}{only}", None, against)
 
 
+def _size(side: Sequence[Sample]) -> str:
+    """What stands behind an interval: thoughts, and the texts that they belong to."""
+    return f"{len(side):,} samples of {len({sample.context for sample in side}):,} texts"
+
+
 def _mean(side: Sequence[Sample], attribute: str) -> Interval:
     return mean_interval([getattr(s, attribute) for s in side], [s.context for s in side])
-
-
-def _steps(side: Sequence[Sample]) -> str:
-    steps = sorted({sample.step for sample in side if sample.step is not None})
-    if not steps:
-        return "one table"
-    return f"step {steps[0]:g}" if len(steps) == 1 else f"steps {steps[0]:g} to {steps[-1]:g}"
 
 
 def tiles(found: Sequence[tuple[str, Measured]]) -> list[Tile]:
@@ -168,21 +166,22 @@ def _verdicts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     for label in labels:
         own = {row.when: row.interval for row in rows if row.label == label}
         if "before" in own and "after" in own:
-            said.append(_change(f"{label}: " if len(labels) > 1 else "", own["before"], own["after"]))
+            said.append(_change(label if len(labels) > 1 else "", own["before"], own["after"]))
     if len(labels) == 2:
         newest = [[row.interval for row in rows if row.label == label][-1] for label in labels]
         said.append(_contrast(labels, *newest))
     return said
 
 
-def _change(prefix: str, before: Interval, after: Interval) -> tuple[str, str]:
+def _change(label: str, before: Interval, after: Interval) -> tuple[str, str]:
     """Whether a quantity rose or fell, as far as the intervals allow to say so."""
+    prefix = f"{label}: " if label else ""
     if math.isnan(before.low) or math.isnan(after.low):
         return "unknown", f"{prefix}{_TOO_FEW}"
     if not before.apart(after):
         return "overlap", f"{prefix}{_OVERLAP}"
     kind = "rose" if after.mean > before.mean else "fell"
-    return kind, f"{prefix}{kind.capitalize()}: {_APART}"
+    return kind, f"{f'{label} {kind}' if label else kind.capitalize()}: {_APART}"
 
 
 def _contrast(labels: Sequence[str], one: Interval, other: Interval) -> tuple[str, str]:

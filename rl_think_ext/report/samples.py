@@ -56,6 +56,14 @@ def last(folder: Folder, least: int) -> list[Sample]:
     return _take(folder.tables[::-1], least)
 
 
+def steps_of(samples: Sequence[Sample]) -> str:
+    """The steps that samples are of, in words."""
+    steps = sorted({sample.step for sample in samples if sample.step is not None})
+    if not steps:
+        return "one table"
+    return f"step {steps[0]:,.0f}" if len(steps) == 1 else f"steps {steps[0]:,.0f} to {steps[-1]:,.0f}"
+
+
 def _take(tables: Iterable[tuple[int, Path]], least: int) -> list[Sample]:
     found: list[Sample] = []
     for _, path in list(tables)[:_MOST_TABLES]:
@@ -76,7 +84,9 @@ def table(path: Path) -> list[Sample]:
 
     try:
         names = pq.read_schema(path).names
-        rows = pq.read_table(path, columns=[n for n in names if n in _COLUMNS or n.startswith("rlp/")]).to_pylist()
+        # The prompt repeats the context, and is as long.
+        wanted = [n for n in _COLUMNS if n in names and not (n == "prompt" and "rlp/context" in names)]
+        rows = pq.read_table(path, columns=wanted + [n for n in names if n.startswith("rlp/")]).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file that can be read: {error}; take it away, or restore it") from error
     if "completion" not in names:

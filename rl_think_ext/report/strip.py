@@ -174,13 +174,13 @@ def assemble(places: Sequence[tuple[str, str]]) -> tuple[str, list[int]]:
 
 
 def _overlap(text: str, context: str, least: int) -> int | None:
-    """Where a context lies on a text so that the two agree and it ends at `least` or behind it; None: nowhere."""
+    """Where a context lies on a text so that the two agree and it ends behind `least`; None: nowhere."""
     if context.startswith(text):
         return 0
     at = text.find(context[:_HEAD])
     while at >= 0:
         shared = min(len(text) - at, len(context))
-        if at + len(context) >= least and text[at : at + shared] == context[:shared]:
+        if at + len(context) > least and text[at : at + shared] == context[:shared]:
             return at
         at = text.find(context[:_HEAD], at + 1)
     sizes = range(min(_HEAD, len(context)), _LEAST_SHARED - 1, -1)

@@ -1,0 +1,223 @@
+"""Folders as a run leaves them, made up: what tests/test_report*.py read, in the format that training writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rl_think_ext.methods.interval import mean_interval
+from rl_think_ext.methods.rlp import RLPConfig
+
+HOSTILE = (
+    "</pre></style><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(1)>\x00\x1b[31m\u202eabc\ud800"
+)
+TEXT = "One fact follows from another. So does this one! And a third, which is longer than the others. Then the end."
+
+
+def log_of(num: int, *, offset: float = 0.0) -> list[dict[str, Any]]:
+    """Logs of a run that learns; `offset` moves its gain."""
+    return [
+        {
+            "step": step,
+            "loss": 0.01 / step,
+            "learning_rate": 1e-3 / step,
+            "grad_norm": 0.5,
+            "entropy": 1.0 / math.sqrt(step),
+            "num_tokens": 1000.0 * step,
+            "completions/max_length": 20.0,
+            "frac_reward_zero_std": 0.1,
+            "rlp/gain": offset + math.log(step),
+            "rlp/gain_frozen": offset + math.log(step) - 0.1,
+            "rlp/gain_spread": 0.5,
+            "rlp/score_noise": 1e-3,
+            "rlp/logprob_reasoned": -2.0 + math.log(step),
+            "rlp/logprob_baseline": -2.0,
+            "rlp/logprob_frozen": -2.0,
+            "rlp/accuracy": 1 - 1 / step,
+            "rlp/baseline_accuracy": 0.1,
+            "rlp/thought_length": 10.0 + step,
+            "rlp/unclosed": 0.05,
+            "rlp/nested": 0.0,
+            "rlp/zero_variance_groups": 0.2,
+            "rlp/scoring_share": 0.15,
+            "rlp/ema_distance": 0.1 * step,
+            "rlp/unscorable": 0.02,
+            "rlp/unscorable/empty_thought": 0.02,
+            "rlp/unscorable/score_not_finite": 0.0,
+        }
+        for step in range(1, num + 1)
+    ]
+
+
+def row(step: int, gain: float | None, **other: Any) -> dict[str, Any]:
+    """A row of a completions table, one sampled thought."""
+    return {
+        "step": step,
+        "prompt": "a=1 b?<think>",
+        "completion": "a=1</think>",
+        "rlp": gain,
+        "rlp/reasoned": None if gain is None else gain - 2.0,
+        "rlp/baseline": -2.0,
+        "rlp/frozen": -2.0,
+        "rlp/frozen_gain": gain,
+        "rlp/accuracy": None if gain is None else float(gain > 0),
+        "rlp/baseline_accuracy": 0.0,
+        "rlp/unscorable": "empty thought" if gain is None else None,
+        "rlp/id": "doc",
+        "rlp/context": "a=1 b?",
+        "rlp/target": "=1",
+        "advantage": 0.0,
+    } | {("rlp/" + name if name in ("id", "context", "target") else name): value for name, value in other.items()}
+
+
+def short_rows(step: int, base: float, num_texts: int = 12, group: int = 8) -> list[dict[str, Any]]:
+    """Groups of thoughts on short texts, each a document by itself, whose gains lie around `base`."""
+    return [
+        row(
+            step,
+            base + 0.1 * (i % 5) + 0.01 * g,
+            id=f"programs/{i}",
+            context=f"a={i} b=a+1 b?",
+            completion=f"step {step}, thought {g}</think>",
+        )
+        for i in range(num_texts)
+        for g in range(group)
+    ]
+
+
+def document_rows(
+    step: int, gains: Sequence[float | None], document: str = "doc7", cut: int = 0
+) -> list[dict[str, Any]]:
+    """Thoughts at places of TEXT, contexts cut to their last `cut` characters where that is above 0."""
+    places = [i for i, char in enumerate(TEXT) if char == " "][2 : 2 + len(gains)]
+    return [
+        row(
+            step,
+            gain,
+            id=f"{document}:{at}",
+            context=TEXT[max(0, at - cut) if cut else 0 : at],
+            target=TEXT[at : (TEXT + " ").index(" ", at + 1)],
+        )
+        for at, gain in zip(places, gains, strict=True)
+    ]
+
+
+def make_run(
+    folder: Path,
+    *,
+    log: Sequence[Mapping[str, Any]] = (),
+    tables: Mapping[int, Sequence[Mapping[str, Any]]] | None = None,
+    alarms: Sequence[Mapping[str, Any]] | None = None,
+    measured: Mapping[str, Any] | None = None,
+    **info: Any,
+) -> Path:
+    """Write a run's folder and return it."""
+    own = folder / "rl_think"
+    own.mkdir(parents=True)
+    described = {
+        "method": "rlp",
+        "fingerprint": "8bfa69704c32",
+        "settings": asdict(RLPConfig()),
+        "source": "train.yaml",
+        "model": "/somewhere/on/a/disk/tiny-model",
+        "trainer": "ThinkGRPOTrainer",
+        "arguments": {"learning_rate": 5e-4, "num_generations": 8},
+        "versions": {"rl_think_ext": "0.1.0", "trl": "1.16.0"},
+        "num_processes": 1,
+        "dataset": {"name": "data/rlp", "num_rows": 4000, "card": None},
+    }
+    (own / "run.json").write_text(json.dumps(described | info))
+    (own / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    if alarms is not None:
+        (own / "alarms.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in alarms))
+    if measured is not None:
+        (own / "measured.json").write_text(json.dumps(measured))
+    for step, rows in (tables or {}).items():
+        (folder / "completions").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(list(rows)), folder / "completions" / f"completions_{step:05d}.parquet")
+    return folder
+
+
+def whole_run(folder: Path, **changes: Any) -> Path:
+    """A run with everything in it."""
+    chosen: dict[str, Any] = {
+        "log": log_of(20),
+        "tables": {5: short_rows(5, -0.5), 10: short_rows(10, 0.5), 20: short_rows(20, 1.5)},
+        "alarms": [{"step": 7, "alarm": "the baseline fell to -3.00 nats"}],
+    }
+    return make_run(folder, **(chosen | changes))
+
+
+def interval(mean: float, half: float) -> dict[str, Any]:
+    """An interval as a JSON file holds it."""
+    return {"mean": mean, "low": mean - half, "high": mean + half, "num_values": 1024, "num_clusters": 1024}
+
+
+def held_out() -> dict[str, Any]:
+    """measured.json of a run that learned."""
+    before = {"gain": interval(-0.15, 0.05), "accuracy": interval(0.15, 0.02), "direct_accuracy": interval(0.1, 0.02)}
+    after = {"gain": interval(2.15, 0.04), "accuracy": interval(0.98, 0.01), "direct_accuracy": interval(0.11, 0.02)}
+    thought = {"id": "t/1", "context": "a=1 b=a+2 b?", "target": "=3", "before": "hmm", "after": "a=1 b=a+2=3"}
+    return {
+        "rows": 1024,
+        "what": "held-out programs",
+        "before": before,
+        "after": after,
+        "ceiling": math.log(10),
+        "thoughts": [thought],
+    }
+
+
+def make_gain(folder: Path, base: float = 1.0) -> Path:
+    """A folder of an offline measurement of one document of four places and two thoughts each."""
+    folder.mkdir(parents=True)
+    made = [(*r["rlp/id"].rpartition(":")[::2], r) for r in document_rows(0, [base, base - 0.5, -base, None])]
+    rows = [
+        {
+            "id": r["rlp/id"],
+            "document": document,
+            "position": int(position),
+            "context": r["rlp/context"],
+            "target": r["rlp/target"],
+            "sample": sample,
+            "thought": f"thought {sample}",
+            "gain": r["rlp"],
+            "baseline": -2.0,
+            "accuracy": r["rlp/accuracy"],
+            "baseline_accuracy": 0.0,
+            "unscorable": r["rlp/unscorable"],
+        }
+        for document, position, r in made
+        for sample in range(2)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "samples.parquet")
+    found = mean_interval([r["gain"] for r in rows], [r["position"] for r in rows])
+    summary = {
+        "kind": "gain",
+        "model": "tiny-model",
+        "data": "corpus.jsonl",
+        "settings": {"num_thoughts": 2},
+        "versions": {"rl_think_ext": "0.1.0"},
+        "verdict": "no evidence that thinking helps",
+        "num_documents": 1,
+        "num_positions": 4,
+        "num_samples": 8,
+        "clustered_by": "position",
+        "gain": asdict(found),
+        "accuracy": interval(0.5, 0.2),
+        "baseline_accuracy": interval(0.0, 0.0),
+        "by_position": [
+            {"from": 0.0, "to": 0.5, "gain": interval(0.4, 0.1)},
+            {"from": 0.5, "to": 1.0, "gain": {"mean": -1.0, "low": None, "high": None}},
+        ],
+        "unscorable": {"empty thought": 2},
+    }
+    (folder / "gain.json").write_text(json.dumps(summary))
+    return folder
