@@ -11,10 +11,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
-from docs_runner import PROGRAMS, ROOT, Block, Command, commands, rule_of
+from docs_runner import PROGRAMS, ROOT, Block, Command, cells_of, commands, rule_of
 
 from rl_think_ext import cli, settings
 from rl_think_ext.methods.rlp import RLPConfig
@@ -101,6 +102,14 @@ def check_install(words: Sequence[str], where: str) -> None:
             asked = Requirement(re.sub(r"^\.(?=\[|$)", project["name"], word))
             assert asked.name in known, f"{where}: {asked.name} is no dependency of this project"
             assert asked.extras <= extras.keys(), f"{where}: there is no extra {sorted(asked.extras)}"
+
+
+def check_links(page: Path) -> None:
+    """Every link and picture that is no address lies where the page says."""
+    text = "\n".join(cells_of(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"\w+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), f"{page.name}: {target} leads nowhere"
 
 
 def check_yaml(mapping: Mapping[str, Any], block: Block) -> None:

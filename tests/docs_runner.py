@@ -5,13 +5,16 @@ A stage is a folder that looks like a checkout to a command, with the files that
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,17 @@ PROGRAMS = ("rl-think", "make", "python", "pip", "trl", "torchrun")
 _FENCE = re.compile(r"^```(\S*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w/.-]+\.(?:yaml|py))\b")
 _BEHIND_OUTPUT = re.compile(r"--(?:output|select)[= ](\S+)")
-_IN_STAGE = ("Makefile", "pyproject.toml", "constraints.txt", "benchmarks", "docs", "recipes", "rl_think_ext", "tests")
+_IN_STAGE = (
+    "Makefile",
+    "pyproject.toml",
+    "constraints.txt",
+    "benchmarks",
+    "docs",
+    "examples",
+    "recipes",
+    "rl_think_ext",
+    "tests",
+)
 
 
 @dataclass(frozen=True)
@@ -58,19 +71,24 @@ class Command:
 
 @dataclass(frozen=True)
 class Prop:
-    """Something that pages take for granted, and who makes it: `make(stage)` leaves it under its name."""
+    """Something that pages take for granted; `make(stage)` leaves it under its name, and it needs what it `brings`."""
 
     make: Callable[[Stage], Any]
     slow: bool = False
+    brings: tuple[str, ...] = ()
+
+
+def cells_of(page: Path) -> list[str]:
+    """The text of a page: of the whole file, or of a notebook's text cells."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix != ".ipynb":
+        return [text]
+    return ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
 
 
 def blocks(page: Path) -> list[Block]:
-    """Every fenced block of a page, or of a notebook's text cells."""
-    text = page.read_text(encoding="utf-8")
-    if page.suffix == ".ipynb":
-        import nbformat
-
-        text = "\n\n".join(cell.source for cell in nbformat.reads(text, 4).cells if cell.cell_type == "markdown")
+    """Every fenced block of a page."""
+    text = "\n\n".join(cells_of(page))
     found = [Block(page, text[: m.start()].count("\n") + 1, m[1], m[2]) for m in _FENCE.finditer(text)]
     assert len(found) * 2 == len(re.findall(r"^ *```", text, re.MULTILINE)), f"{page}: a fence is open or indented"
     for block in found:
@@ -80,7 +98,7 @@ def blocks(page: Path) -> list[Block]:
 
 def spans(page: Path) -> list[str]:
     """The commands that stand within sentences, in backticks."""
-    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    text = _FENCE.sub("", "\n\n".join(cells_of(page)))
     found = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     return [span for span in found if span.split()[0] in PROGRAMS and len(span.split()) > 1]
 
@@ -99,7 +117,7 @@ def commands(block: Block) -> Iterator[list[str]]:
 
 def rule_of(words: Sequence[str], rules: Sequence[Command], where: str) -> Command:
     """The first rule whose beginning this command has; an unknown command is an error of the page."""
-    line = " ".join(words)
+    line = " ".join(dropwhile(_is_setting, words))
     found = [rule for rule in rules if f"{line} ".startswith(f"{rule.starts} ")]
     assert found, (
         f"{where}: nobody knows how to run `{line}`; add it to COMMANDS in tests/test_docs.py, or mend the page"
@@ -107,13 +125,39 @@ def rule_of(words: Sequence[str], rules: Sequence[Command], where: str) -> Comma
     return found[0]
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What this machine has instead of what a page names: words, keys of a run's YAML, and props."""
+
+    words: Mapping[str, str]
+    keys: Mapping[str, Any]
+    props: Mapping[str, Prop]
+
+    def adapted(self, text: str, is_run: bool = False) -> str:
+        """A page's text with the words that this machine lacks exchanged, a run's YAML with the keys that it needs."""
+        for word, other in self.words.items():
+            text = text.replace(word, other)
+        if is_run:
+            lines = [
+                f"{key}: {value}\n"
+                for key, value in self.keys.items()
+                if not re.search(rf"^{key}:", text, re.MULTILINE)
+            ]
+            text += "".join(lines)
+        return text
+
+    def needed(self, text: str) -> list[str]:
+        """The props that a text speaks of, without what its own commands write."""
+        own = _BEHIND_OUTPUT.findall(text)
+        return [name for name in self.props if _speaks_of(text, name) and name not in own]
+
+
 @dataclass
 class Stage:
     """A folder for the commands of one block, with the page's own files and the props that they need."""
 
     folder: Path
-    words: Mapping[str, str]
-    props: Mapping[str, Prop]
+    machine: Machine
     made: dict[str, Path]
 
     def __post_init__(self) -> None:
@@ -122,60 +166,49 @@ class Stage:
             (self.folder / name).symlink_to(ROOT / name)
         (self.folder / ".venv").symlink_to(Path(sys.executable).parents[1])
 
-    def swapped(self, text: str) -> str:
-        """The page's text with the words that this machine lacks exchanged."""
-        for word, other in self.words.items():
-            text = text.replace(word, other)
-        return text
-
     def dress(self, block: Block) -> None:
         """Put the files of the page that this block speaks of on the stage, and the props that they all need."""
-        text, written = self.swapped(block.text), set()
+        text, written = self.machine.adapted(block.text), set()
         files = {other.file: other for other in blocks(block.page) if other.file and other.file != block.file}
-        while new := [name for name in files if name not in written and _speaks_of(text, name)]:
+        while new := [name for name in files if name not in written and _speaks_of(text, name.removesuffix(".py"))]:
             for name in new:
-                (self.folder / name).write_text(self.swapped(files[name].text), encoding="utf-8")
-                text += self.swapped(files[name].text)
+                shown = self.machine.adapted(files[name].text, is_run="model_name_or_path:" in files[name].text)
+                (self.folder / name).write_text(shown, encoding="utf-8")
+                text += shown
                 written.add(name)
-        for name in needed(text, self.props):
-            self.place(name)
+        for name in self.machine.needed(text):
+            if name not in written:
+                self.place(name)
 
     def place(self, name: str) -> None:
         """Make a prop once, and copy it here."""
-        import shutil
-
         if name not in self.made:
-            room = Stage(self.folder.parent / f"{self.folder.name}-{len(self.made)}", self.words, self.props, self.made)
-            self.props[name].make(room)
+            room = Stage(self.folder.parent / f"{self.folder.name}-{len(self.made)}", self.machine, self.made)
+            self.machine.props[name].make(room)
             self.made[name] = room.folder / name
         source, target = self.made[name], self.folder / name
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+        for other in self.machine.props[name].brings:
+            self.place(other)
 
     def run(self, words: Sequence[str], where: str, timeout: float = 300) -> str:
         """Run a command here, offline; what it says. A status other than 0 is an error of the page."""
-        bin_folder = Path(sys.executable).parent
-        env = {
-            **os.environ,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            name, _, value = words[0].partition("=")
-            env[name], words = value, words[1:]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        env = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        env |= dict(word.split("=", 1) for word in takewhile(_is_setting, words))
+        words = list(dropwhile(_is_setting, words))
         done = subprocess.run(words, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout)
         shown = done.stdout[-3000:] + done.stderr[-3000:]
         assert done.returncode == 0, f"{where}: `{shlex.join(words)}` ended with {done.returncode}:\n{shown}"
         return done.stdout + done.stderr
 
 
-def needed(text: str, props: Mapping[str, Prop]) -> list[str]:
-    """The props that a text speaks of, without what its own commands write."""
-    own = _BEHIND_OUTPUT.findall(text)
-    return [name for name in props if _speaks_of(text, name) and name not in own]
-
-
 def _speaks_of(text: str, name: str) -> bool:
-    return re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-]|\.\w)", text) is not None
+    return re.search(rf"(?<![\w/.-]){re.escape(name)}(?![\w-]|\.(?:py|yaml|jsonl|txt)\b)", text) is not None
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word is `NAME=value` in front of a command."""
+    return re.fullmatch(r"[A-Z_]+=.*", word) is not None

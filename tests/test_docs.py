@@ -2,8 +2,7 @@
 
 A new block is found by itself, on every page of PAGES. To add one, write it as a reader needs it, and
 - name a file in its first line where it is one (`# run.yaml: …`, `# my_rewards.py: …`): the page's other blocks see it;
-- write "trl grpo" into a YAML block's first line where the stock command reads it, unless its `reward_funcs` say so;
-  otherwise `rl-think train` does;
+- begin a YAML block with its command (`# trl grpo --config x.yaml`) where `rl-think train --config` is not the one;
 - for a new command add a line to COMMANDS, for a new thing that commands read a line to PROPS, and to WORDS what this
   machine has instead of what a page names;
 - use ```text for what a program says. Commands in backticks within a sentence are checked by name and flags, not run.
@@ -23,8 +22,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from docs_checks import check_block, check_words, starts_a_run
-from docs_runner import ROOT, Block, Command, Prop, Stage, blocks, commands, rule_of, spans
+from docs_checks import check_block, check_links, check_words, starts_a_run
+from docs_runner import ROOT, Block, Command, Machine, Prop, Stage, blocks, commands, rule_of, spans
 
 from rl_think_ext.errors import UserError
 
@@ -39,22 +38,27 @@ PAGES = sorted(
 )
 
 # What a page names -> what this machine has instead.
-WORDS = {"Qwen/Qwen3-1.7B-Base": "models/tiny"}
-
-# Put behind a command that trains: what a CPU needs, and two steps of short thoughts.
-SMALL = (
-    "--max_steps 2 --max_completion_length 8 --use_cpu true --bf16 false --gradient_checkpointing false "
-    "--report_to none --save_strategy no --logging_steps 1 --dtype float32"
-)
-# The recipes' batch of 128 is cut as well; a page's own batch is left as it is, so that it is known to fit its groups.
-TINY = f"{SMALL} --per_device_train_batch_size 8 --num_generations 4"
+WORDS = {
+    "Qwen/Qwen3-1.7B-Base": "models/tiny",
+    "max_completion_length: 2048": "max_completion_length: 8",
+    "out/rlp/checkpoint-100": "out/rlp/checkpoint-2",
+}
+# What a page's own run.yaml gets, where it says nothing else, to run on a CPU.
+KEYS = {"use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false", "report_to": "none", "dtype": "float32"}
+# Put behind a command that trains. A page's own batch is left as it is, so that it is known to fit its groups.
+SMALL = "--max_steps 2 --save_strategy no --logging_steps 1"
+TINY = f"{SMALL} --max_completion_length 8 --per_device_train_batch_size 8 --num_generations 4"
+# The tiny model's weights are random: its thoughts hardly move a prediction.
+FEW = "--num-thoughts 2 --max-thought-tokens 8 --max-positions 8 --min-gain 0.000001"
 COMMANDS = (
     Command("pip install"),  # its extras and requirements are read; nothing is installed
     Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),
     Command("make test", "ARGS='--collect-only -q tests/test_segment.py'"),
     Command("rl-think data"),
+    Command("rl-think doctor run.yaml", slow=True),
+    Command("rl-think doctor --live", slow=True),
     Command("rl-think doctor"),
-    Command("rl-think gain", slow=True),
+    Command("rl-think gain", FEW, slow=True),
     Command("rl-think report"),
     Command("rl-think replay", slow=True),
     Command("rl-think train --config recipes/rlp/tiny", TINY, slow=True),
@@ -62,6 +66,11 @@ COMMANDS = (
     Command("rl-think demo", "--seeds 0 --steps 2 --test-rows 8", slow=True),
     Command("trl grpo --config recipes/rlp/tiny", TINY, slow=True),
     Command("trl grpo", SMALL, slow=True),
+    Command("python examples/lessons/tag_leak.py", "--steps 5", slow=True),
+    Command("python examples/lessons/inflated_gain.py", "--steps 5", slow=True),
+    Command("python examples/lessons/unreadable_thoughts.py", "--pretraining 2 --warm 2 --steps 5", slow=True),
+    Command("python examples/lessons/selection.py", "--pretraining 2 --steps 5 --num-samples 1", slow=True),
+    Command("python examples/lessons/dead_groups.py", "--seeds 0 --steps 5 --num-rows 64 --num-thoughts 2", slow=True),
 )
 
 
@@ -78,13 +87,6 @@ def texts(stage: Stage) -> None:
     (stage.folder / "my_texts.jsonl").write_text("".join(rows))
 
 
-def dataset(stage: Stage) -> None:
-    stage.place("models/tiny")
-    stage.place("my_texts.jsonl")
-    words = "rl-think data rlp --input my_texts.jsonl --output data/rlp --tokenizer models/tiny"
-    stage.run(words.split(), "PROPS: data/rlp")
-
-
 def instruction(stage: Stage) -> None:
     (stage.folder / "my_instruction.txt").write_text("Think in <think>, then go on:\n{context}\n")
 
@@ -93,14 +95,42 @@ def stock_settings(stage: Stage) -> None:
     (stage.folder / "rlp.yaml").write_text("rlp:\n  num_target_tokens: 1\n")
 
 
+def run_of_readme(stage: Stage) -> None:
+    block = next(block for block in blocks(ROOT / "README.md") if block.file == "run.yaml")
+    (stage.folder / "run.yaml").write_text(MACHINE.adapted(block.text, is_run=True))
+
+
+def left_by(line: str, *needs: str) -> Prop:
+    """A prop that one command of ours leaves, after the props that it needs."""
+
+    def make(stage: Stage) -> None:
+        for name in needs:
+            stage.place(name)
+        stage.run(line.split(), "PROPS")
+
+    return Prop(make, slow="train" in line or "gain" in line)
+
+
+RECIPE = f"rl-think train --config recipes/rlp/tiny/train.yaml {TINY} --log_completions true --logging_steps 1"
 # What commands read and no block of the page makes.
 PROPS = {
     "models/tiny": Prop(tiny_model),
     "my_texts.jsonl": Prop(texts),
-    "data/rlp": Prop(dataset),
     "my_instruction.txt": Prop(instruction),
     "rlp.yaml": Prop(stock_settings),
+    "run.yaml": Prop(run_of_readme, brings=("models/tiny", "data/rlp")),
+    "data/rlp": left_by(
+        "rl-think data rlp --input my_texts.jsonl --output data/rlp --tokenizer models/tiny",
+        "my_texts.jsonl",
+        "models/tiny",
+    ),
+    "out/rlp": left_by(f"{RECIPE} --output_dir out/rlp --save_strategy steps --save_steps 2"),
+    "out/rlp-other": left_by(f"{RECIPE} --output_dir out/rlp-other --seed 1"),
+    "out/gain": left_by(
+        f"rl-think gain --model models/tiny --data data/rlp --output out/gain {FEW}", "models/tiny", "data/rlp"
+    ),
 }
+MACHINE = Machine(WORDS, KEYS, PROPS)
 
 # --- every block ----------------------------------------------------------------------------------------------------
 
@@ -114,8 +144,10 @@ SCRIPTS = {
 
 
 def is_slow(block: Block) -> bool:
+    if any(PROPS[name].slow for name in MACHINE.needed(block.text)):
+        return True
     if block.language == "sh":
-        return any(rule.slow for rule in COMMANDS if re.search(rf"\b{re.escape(rule.starts)} ", block.text + " "))
+        return any(rule.slow for rule in COMMANDS if re.search(rf"\b{re.escape(rule.starts)}\s", block.text))
     return starts_a_run(block) if block.language == "yaml" else ".train(" in block.text
 
 
@@ -131,11 +163,12 @@ def made() -> dict[str, Path]:
 
 @pytest.fixture
 def stage(tmp_path: Path, made: dict[str, Path]) -> Stage:
-    return Stage(tmp_path / "stage", WORDS, PROPS, made)
+    return Stage(tmp_path / "stage", MACHINE, made)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_and_key_of_a_page_exists(page: Path) -> None:
+def test_every_command_key_and_link_of_a_page_exists(page: Path) -> None:
+    check_links(page)
     for block in blocks(page):
         check_block(block, COMMANDS)
     for span in spans(page):
@@ -163,40 +196,49 @@ def test_doctests_of_a_page_hold(page: Path, stage: Stage, monkeypatch: pytest.M
 
 def run(block: Block, stage: Stage) -> None:
     check_block(block, COMMANDS)
-    stage.dress(block)
     if block.language == "sh":
+        stage.dress(block)
         for words in commands(block):
             if words[0] != "pip":
                 stage.run(on_the_wire(words, stage, block), block.name)
-    elif starts_a_run(block):
+    elif starts_a_run(block) and not is_used(block):
+        stage.dress(block)
         run_config(block, stage)
+
+
+def is_used(block: Block) -> bool:
+    """Whether a command of the same page reads this block as its file: then it runs there."""
+    others = [other for other in blocks(block.page) if other.language == "sh"]
+    return block.file is not None and any(block.file in words for other in others for words in commands(other))
 
 
 def on_the_wire(words: list[str], stage: Stage, block: Block) -> list[str]:
     rule = rule_of(words, COMMANDS, block.name)
-    sent = [stage.swapped(word) for word in words] + shlex.split(rule.behind)
+    sent = [MACHINE.adapted(word) for word in words] + shlex.split(rule.behind)
     # .venv is ready, whatever the times of the files say: nothing is installed here.
     return [sent[0], "-o", ".venv/.ready", *sent[1:]] if sent[0] == "make" else sent
 
 
 def run_config(block: Block, stage: Stage) -> None:
     """Start a run's YAML; what a fragment leaves out comes from the recipe of the miniature task."""
-    given, small = yaml.safe_load(stage.swapped(block.text)), SMALL
-    stock = "trl grpo" in block.text.splitlines()[0] or "rl_think_ext.trl.rlp" in given.get("reward_funcs", [])
-    if "model_name_or_path" not in given:
-        recipe = "trl.yaml" if stock else "train.yaml"
+    is_whole = "model_name_or_path" in yaml.safe_load(block.text)
+    given = yaml.safe_load(MACHINE.adapted(block.text, is_whole))
+    told = re.match(r"# ((?:\w+=\S+ )?(?:rl-think train|trl grpo)) --config", block.text)
+    command = (
+        told[1] if told else "trl grpo" if "rl_think_ext.trl.rlp" in given.get("reward_funcs", []) else "rl-think train"
+    )
+    if not is_whole:
+        recipe = "trl.yaml" if "trl grpo" in command else "train.yaml"
         given = yaml.safe_load((ROOT / "recipes/rlp/tiny" / recipe).read_text()) | given
-        small = TINY
     (stage.folder / "block.yaml").write_text(yaml.safe_dump(given | {"output_dir": "out/block"}))
-    words = ["trl", "grpo"] if stock else ["rl-think", "train"]
-    said = stage.run([*words, "--config", "block.yaml", *small.split()], block.name)
+    said = stage.run([*command.split(), "--config", "block.yaml", *(SMALL if is_whole else TINY).split()], block.name)
     assert "RLP settings" in said, f"{block.name}: RLP did not run"
 
 
 def run_script(found: list[Block], stage: Stage) -> None:
     for block in found:
         stage.dress(block)
-    (stage.folder / "page.py").write_text(stage.swapped("\n".join(block.text for block in found)))
+    (stage.folder / "page.py").write_text(MACHINE.adapted("\n".join(block.text for block in found)))
     stage.run([sys.executable, "page.py"], found[0].name)
 
 
@@ -205,7 +247,7 @@ def run_doctests(found: list[Block], stage: Stage, monkeypatch: pytest.MonkeyPat
         stage.dress(block)
     monkeypatch.chdir(stage.folder)
     monkeypatch.syspath_prepend(stage.folder)
-    text = stage.swapped("\n".join(block.text for block in found))
+    text = MACHINE.adapted("\n".join(block.text for block in found))
     case = doctest.DocTestParser().get_doctest(text, {}, found[0].name, str(found[0].page), found[0].line)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
@@ -269,6 +311,13 @@ def test_broken_span_is_caught() -> None:
         check_words("rl-think demo --seds 0 1".split(), "page")
 
 
+def test_broken_link_is_caught(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("[here](page.md), [there](https://example.invalid), ![picture](gone.png#top)\n")
+    with pytest.raises(AssertionError, match=r"gone\.png#top leads nowhere"):
+        check_links(tmp_path / "page.md")
+
+
 def test_every_page_is_found() -> None:
     found = {str(page.relative_to(ROOT)) for page in PAGES}
-    assert {"README.md", "docs/methods.md", "docs/trl.md", "docs/extending.md", "recipes/rlp/tiny/README.md"} <= found
+    named = {"README.md", "docs/methods.md", "docs/trl.md", "docs/extending.md", "recipes/rlp/tiny/README.md"}
+    assert named | {"examples/quickstart.ipynb"} <= found

@@ -89,7 +89,7 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
 
     from rl_think_ext.scoring.load import load_model, load_tokenizer
     from rl_think_ext.tiny import PROGRAMS_MODEL
-    from rl_think_ext.tiny.measure import answer, means, measure, measure_rows, sample_thoughts
+    from rl_think_ext.tiny.measure import answer, means, measure, measure_rows
     from rl_think_ext.tiny.programs import held_out_rows, rl_rows
 
     # The model is too small to share: a second thread costs time, and equal thread counts give equal sums.
@@ -106,15 +106,7 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
         "before": means(before),
         "after": means(after),
         "history": history,
-        "thoughts": [
-            {"id": row["id"], "context": row["context"], "target": row["target"], "before": old, "after": new}
-            for row, old, new in zip(
-                test[:8],
-                sample_thoughts(base, tokenizer, test[:8], seed=0),
-                sample_thoughts(model, tokenizer, test[:8], seed=0),
-                strict=True,
-            )
-        ],
+        "thoughts": _thoughts(tokenizer, {"before": base, "after": model}, test[:8], frozen[:8]),
     }
     _keep_measured(_folder(config, seed), before, after, result["thoughts"])
     if config.controls:
@@ -125,6 +117,19 @@ def _one(config: DemoConfig, seed: int) -> dict[str, Any]:
             steps = train_control(kind, other, tokenizer, rows, seconds=seconds, seed=seed)
             result[kind] = {"train_steps": steps, **measure(other, tokenizer, test, baseline=frozen)}
     return result
+
+
+def _thoughts(tokenizer: Any, models: Any, rows: Any, frozen: Any) -> list[dict[str, Any]]:
+    """What each model thinks about the same programs, and what it is worth in nats."""
+    from rl_think_ext.tiny.measure import answer, sample_thoughts
+
+    shown = [{name: row[name] for name in ("id", "context", "target")} for row in rows]
+    for when, model in models.items():
+        said = sample_thoughts(model, tokenizer, rows, seed=0)
+        gains = (answer(model, tokenizer, rows, said).logprob - frozen).tolist()
+        for entry, thought, gain in zip(shown, said, gains, strict=True):
+            entry |= {when: thought, f"{when}_gain": round(gain, 4)}
+    return shown
 
 
 def _keep_measured(folder: Path, before: Any, after: Any, thoughts: Any) -> None:

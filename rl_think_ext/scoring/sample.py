@@ -54,10 +54,7 @@ class ThoughtSampler:
     @property
     def ends(self) -> list[int]:
         """The ids at which a thought ends: ends of text, and the closing tag where it is one token."""
-        given = getattr(self.model.generation_config, "eos_token_id", None)
-        found = [given] if isinstance(given, int) else list(given or ())
-        closing = self.tags.close if self.tags.single else ()
-        return sorted({i for i in (*found, self.tokenizer.eos_token_id, *closing) if i is not None})
+        return ends_of(self.model, self.tokenizer, self.tags)
 
     def __call__(self, requests: Sequence[Request]) -> list[tuple[int, ...]]:
         """One completion for each request, in ids, with the id that ended it; the order is kept."""
@@ -162,6 +159,14 @@ def uniforms(seed: int, key: str, num: int) -> Tensor:
 
     digest = hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogatepass")).digest()
     return torch.from_numpy(np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "big"))).random(num))
+
+
+def ends_of(model: Any, tokenizer: PreTrainedTokenizerBase, tags: TagIds) -> list[int]:
+    """The ids at which the trainer ends a completion: those of the model's generation config and its tokenizer's."""
+    given = getattr(model.generation_config, "eos_token_id", None)
+    found = [given] if isinstance(given, int) else list(given or ())
+    closing = tags.close if tags.single else ()
+    return sorted({i for i in (*found, tokenizer.eos_token_id, *closing) if i is not None})
 
 
 def max_positions(model: Any) -> int | None:
