@@ -49,7 +49,7 @@ KEYS = {"use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false", "
 SMALL = "--max_steps 2 --save_strategy no --logging_steps 1"
 TINY = f"{SMALL} --max_completion_length 8 --per_device_train_batch_size 8 --num_generations 4"
 # The tiny model's weights are random: its thoughts hardly move a prediction.
-FEW = "--num-thoughts 2 --max-thought-tokens 8 --max-positions 8 --min-gain 0.000001"
+FEW = "--num-thoughts 8 --max-thought-tokens 8 --max-positions 24 --min-gain 0.000001"
 COMMANDS = (
     Command("pip install"),  # its extras and requirements are read; nothing is installed
     Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),

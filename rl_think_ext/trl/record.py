@@ -24,8 +24,8 @@ from rl_think_ext.scoring.gain import Gains, Rollout
 FOLDER = "rl_think"
 SCORES = ("reasoned", "baseline", "frozen", "gain", "frozen_gain", "accuracy", "baseline_accuracy")
 _VERSIONS = ("rl_think_ext", "torch", "trl", "transformers", "accelerate", "datasets")
-# They say nothing about what was trained, or only repeat where it lies.
-_NO_ARGUMENT = ("output_dir", "logging_dir", "run_name", "model_init_kwargs")
+# They say nothing about what was trained, or only repeat where it lies or what others say.
+_NO_ARGUMENT = ("output_dir", "logging_dir", "run_name", "model_init_kwargs", "accelerator_config")
 
 
 class Record:
