@@ -19,6 +19,7 @@ RLP through TRL's GRPOTrainer. RUN.yaml holds TRL's own keys (those of `trl grpo
   model_name_or_path: Qwen/Qwen3-1.7B-Base
   dataset_name: data/rlp            # built by `rl-think data rlp`
   output_dir: out/rlp
+  per_device_train_batch_size: 16   # whole groups: a multiple of num_generations over all processes
   num_generations: 16
   max_completion_length: 2048
   rl_think:

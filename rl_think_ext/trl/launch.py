@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -110,6 +112,9 @@ def _rewards(names: list[str] | str) -> list[Any]:
     """Further rewards, by TRL's own names or dotted path; the gain itself is always there."""
     import trl.rewards
 
+    # As `trl grpo` does: a file in the current folder can be named.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     found = []
     for name in [names] if isinstance(names, str) else names:
         if name == "rl_think_ext.trl.rlp":

@@ -34,10 +34,10 @@ class InformationGain:
 
     Dataset columns: `prompt` (what the policy is shown), `context` and `target` or `context_ids` and `target_ids`.
     Unscorable samples are None. Under the stock `trl grpo` TRL's advantage is eq. 7 times (n - 1) / n; the exact one
-    is ThinkGRPOTrainer's.
+    is ThinkGRPOTrainer's. A subclass that overrides `reward` pays for something else on the same scores.
 
     Args:
-        config: Settings; None reads them from RL_THINK_CONFIG when training starts.
+        config: Settings; None takes the trainer's, or reads them from RL_THINK_CONFIG when training starts.
 
     Raises:
         UserError: from the first call, for settings, models or rows that cannot be RLP.
@@ -50,6 +50,30 @@ class InformationGain:
         self._trainer: GRPOTrainer | None = None
         self.resume_from: str | None = None
         self.dataset_name: str | None = None
+
+    def reward(self, gains: Gains) -> list[float | None]:
+        """What each sample of this process is paid: its gain, or None where it has none."""
+        return [score.value for score in gains.scores()]
+
+    @property
+    def pays_gain(self) -> bool:
+        """Whether the reward is the gain itself, and no subclass's own."""
+        return type(self).reward is InformationGain.reward
+
+    @property
+    def given(self) -> RLPConfig | None:
+        """The settings that were given in code, if any."""
+        return self._given
+
+    def configure(self, config: RLPConfig) -> None:
+        """Take settings, where none were given.
+
+        Raises:
+            UserError: other ones were given.
+        """
+        if self._given not in (None, config):
+            raise UserError(f"the reward {self.__name__} has settings of its own that are not the trainer's")
+        self._given = config
 
     def __reduce__(self) -> Any:
         raise UserError(
@@ -99,7 +123,7 @@ class InformationGain:
         log_metric: Any = None,
         **columns: Any,
     ) -> list[float | None]:
-        """One gain per completion, None where there is none; see the class."""
+        """One reward per completion, None where there is none; see the class."""
         if not prompts:
             return []
         # Without log_metric (a direct call) the trainer that was bound is the one.
@@ -118,7 +142,7 @@ class InformationGain:
             self._log_metrics(log_metric, started)
         if log_extra is not None:
             self._log_columns(log_extra, kept, gains)
-        return [score.value for score in gains.scores()]
+        return self.reward(gains)
 
     def describe(self) -> dict[str, Any]:
         """What run.json says about the run."""

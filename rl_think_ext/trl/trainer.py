@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
+from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlp import RLPConfig, group_advantage
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import CLOSE_TAG, TagIds
@@ -32,7 +33,8 @@ class ThinkGRPOTrainer(GRPOTrainer):
     Args:
         model, args, train_dataset, processing_class, **kwargs: As GRPOTrainer takes them.
         rlp: The method's settings.
-        reward_funcs: Further rewards, beside the information gain, which comes first.
+        reward_funcs: Further rewards, beside the information gain, which comes first; a subclass of InformationGain
+            among them takes its place, and eq. 7 is then formed from what it pays.
     """
 
     forms_advantage = True
@@ -53,8 +55,9 @@ class ThinkGRPOTrainer(GRPOTrainer):
             args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
         processing_class = _tokenizer_for(model, args) if processing_class is None else processing_class
         _tell_vllm_to_stop(args, TagIds.of(processing_class))
-        self.information_gain = InformationGain(rlp or RLPConfig())
-        others = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
+        self.information_gain, others = _own(given)
+        self.information_gain.configure(rlp or self.information_gain.given or RLPConfig())
         super().__init__(
             model=model,
             reward_funcs=[self.information_gain, *others],
@@ -101,8 +104,9 @@ class ThinkGRPOTrainer(GRPOTrainer):
         gains = self.information_gain.last
         assert gains is not None and self._rewards is not None
         size = self.num_generations if self.model.training else self.num_generations_eval
-        rewards = self._rewards.clone()
-        rewards[:, 0] = gains.column("reasoned").to(rewards)
+        rewards, noise = self._rewards.clone(), 0.0
+        if self.information_gain.pays_gain:
+            rewards[:, 0], noise = gains.column("reasoned").to(rewards), gains.noise
         # A reward that says None to a whole group does not apply there; None to one sample of it is no 0.
         groups = rewards.view(-1, size, rewards.shape[1])
         applies = ~groups.isnan().all(dim=1, keepdim=True)
@@ -110,11 +114,20 @@ class ThinkGRPOTrainer(GRPOTrainer):
         weights = self.reward_weights.to(rewards)
         total = (rewards * weights).nansum(dim=1)
         total[missing | rewards[:, 0].isnan()] = torch.nan
-        return group_advantage(total, size, gains.noise * float(weights[0].abs()))
+        return group_advantage(total, size, noise * float(weights[0].abs()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.information_gain.resume_from = resume_from_checkpoint
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+def _own(rewards: list[Any]) -> tuple[InformationGain, list[Any]]:
+    """The information gain or the one subclass of it that was given, and the other rewards."""
+    own = [reward for reward in rewards if isinstance(reward, InformationGain)]
+    if len(own) > 1:
+        names = ", ".join(reward.__name__ for reward in own)
+        raise UserError(f"reward_funcs: {names} each score every thought; give one of them")
+    return own[0] if own else InformationGain(), [reward for reward in rewards if reward not in own]
 
 
 def dropped_by_length(ratio: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
