@@ -38,7 +38,11 @@ def test_a_healthy_run_raises_none() -> None:
             ("thoughts shrank from 40 to 9.9 while the gain",),
         ),
         ({"entropy": 0.1}, "entropy collapsed", ("the sampling entropy shrank from 2 to 0.1",)),
-        ({"zero_variance_groups": 0.9}, "dead groups", ("90% of the groups have equal rewards", "out of reach; select positions")),
+        (
+            {"zero_variance_groups": 0.9},
+            "dead groups",
+            ("90% of the groups have equal", "out of reach; select positions"),
+        ),
         ({"score_noise_to_spread": 0.2}, "noise", ("noise is 20% of a group's spread",)),
         ({"logprob_baseline": -2.75}, "baseline fell", ("fell to -2.75 nats, 0.75 below the frozen start",)),
     ],

@@ -114,3 +114,17 @@ def test_secrets_of_the_arguments_are_masked(tmp_path):
 def test_plain_json_holds_no_nan():
     value = {"a": math.nan, "b": [math.inf, 1.5, None, True], 3: torch.float32}
     assert plain(value) == {"a": None, "b": [None, 1.5, None, True], "3": "torch.float32"}
+
+
+def test_rollouts_keep_every_target_of_the_row(tmp_path):
+    """Scored is one token, as the settings say; replay may score more of them."""
+    trainer = trainer_in(tmp_path, max_steps=1)
+    tokenizer = trainer.processing_class
+    rows = []
+    for row in rl_rows(0, 8):
+        ids = tokenizer(row["context"])["input_ids"]
+        rows.append({**row, "context_ids": ids, "target_ids": tokenizer(row["target"] + "<eos>")["input_ids"]})
+    trainer.train_dataset = Dataset.from_list(rows)
+    trainer.train()
+    table = pq.read_table(tmp_path / "rl_think/rollouts/0000001.rank0.parquet").to_pylist()
+    assert {len(row["target_ids"]) for row in table} == {2}

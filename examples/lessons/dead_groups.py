@@ -7,31 +7,16 @@ most of a batch teaches nothing. `--select` measures the base once, and keeps th
 and some do not. Same base, settings and number of steps for both runs.
 """
 
-import random
 from pathlib import Path
 from typing import Any
 
 import tyro
 from datasets import Dataset, load_dataset
-from miniature import TOKENIZER, base, finish, held_out, learn
+from miniature import base, finish, held_out, learn
 
 from rl_think_ext import cli
 from rl_think_ext.tiny import PROGRAMS_MODEL
-from rl_think_ext.tiny.programs import rl_rows
-
-
-def random_cuts(seed: int, num_rows: int, share: float) -> list[dict[str, Any]]:
-    """Rows of which `share` are cut before a random token of the program; the others before the answer."""
-    rng, made = random.Random(f"cuts:{seed}"), []
-    for row in rl_rows(seed, num_rows):
-        ids = TOKENIZER(row["context"])["input_ids"]
-        kept = {"id": f"{row['id']}:{len(ids)}", "context": row["context"], "target": row["target"]}
-        if rng.random() < share:
-            at = rng.randrange(1, len(ids))
-            context, target = TOKENIZER.decode(ids[:at]), TOKENIZER.decode(ids[at : at + 1])
-            kept = {"id": f"{row['id']}:{at}", "context": context, "target": target}
-        made.append({**kept, "prompt": kept["context"] + "<think>"})
-    return made
+from rl_think_ext.tiny.programs import random_cuts, rl_rows
 
 
 def main(
@@ -44,17 +29,17 @@ def main(
     """Train on random cuts, on the selected ones, and on the answers alone, and compare on held-out answers."""
     result: dict[str, Any] = {"before": held_out(base())}
     for seed in seeds:
-        cuts, chosen = Path(f"out/lessons/cuts-{seed}"), Path(f"out/lessons/selected-{seed}")
-        rows = random_cuts(seed, num_rows, share)
-        cuts.mkdir(parents=True, exist_ok=True)
-        Dataset.from_list(rows).to_parquet(cuts / "train.parquet")
+        cuts, chosen = Path(f"out/lessons/cuts-{seed}.parquet"), Path(f"out/lessons/selected-{seed}")
+        rows = random_cuts(rl_rows(seed, num_rows), share, seed)
+        cuts.parent.mkdir(parents=True, exist_ok=True)
+        Dataset.from_list(rows).to_parquet(cuts)
         # The gains of the thoughts of the base: what the reward would be in the first step.
         words = [
             "gain",
             "--model",
             str(PROGRAMS_MODEL),
             "--data",
-            str(cuts / "train.parquet"),
+            str(cuts),
             "--output",
             f"out/lessons/gain-{seed}",
         ]
@@ -62,7 +47,7 @@ def main(
         if cli.main([*words, "--overwrite"]):
             raise SystemExit(1)
         selected = load_dataset(str(chosen))["train"]
-        answers = sum("?" in row["context"] for row in selected) / len(selected)
+        answers = selected["cut"].count("answer") / len(selected)
         print(f"seed {seed}: kept {len(selected)} of {num_rows} positions, {answers:.0%} of them before an answer")
         result[f"seed {seed}"] = {"kept": len(selected), "before an answer": answers}
         for name, data in (("random cuts", rows), ("selected", selected)):

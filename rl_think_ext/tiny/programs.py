@@ -13,10 +13,10 @@ from __future__ import annotations
 import random
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 Part = Literal["train", "dev", "test"]
 Kind = Literal["correct", "steps", "echo", "chat", "other"]
@@ -37,6 +37,7 @@ KEY_STEPS = 3
 
 _SALT = b"rl_think_ext.tiny.programs.1:"
 _STEPS = re.compile(r"(?:a=\d)?(?: [b-j]=[a-i][-+*]\d=\d)+")
+_WORD = re.compile(r"=\d|a(?==\d)| [b-j]=[a-i]|[-+*]\d| [b-j]\?")
 _CHAT = re.compile(r"(?: [a-z]+)+")
 
 
@@ -146,6 +147,23 @@ def held_out_rows(part: Literal["dev", "test"], seed: int, n: int) -> list[Progr
     if part not in ("dev", "test"):
         raise ValueError(f'the held-out parts are "dev" and "test", got {part!r}')
     return list(_rows(part, seed, n))
+
+
+def random_cuts(rows: Sequence[ProgramRow], share: float = 0.75, seed: int = 0) -> list[dict[str, Any]]:
+    """The rows with a share of them cut at a random word of the program instead of before its answer.
+
+    `cut` says which ("random" or "answer"): a text that is cut anywhere is mostly no question, and no thought helps.
+    """
+    rng, found = random.Random(f"random cuts:{seed}"), []
+    for row in rows:
+        made: dict[str, Any] = {**row, "cut": "answer"}
+        if rng.random() < share:
+            words = _WORD.findall(row["context"])
+            at = rng.randrange(1, len(words))
+            head = "".join(words[:at])
+            made |= {"cut": "random", "prompt": head + "<think>", "context": head, "target": words[at], "position": at}
+        found.append(made)
+    return found
 
 
 def plain_text(row: ProgramRow) -> str:

@@ -73,7 +73,8 @@ class Record:
             "step": pa.array([step] * len(rows), pa.int64()),
             "prompt_ids": pa.array([list(r.prompt) for r in rollouts], ids),
             "context_ids": pa.array([list(r.context) for r in rollouts], ids),
-            "target_ids": pa.array([list(r.target) for r in rollouts], ids),
+            # All the targets that the row has: another setting may score more of them.
+            "target_ids": pa.array([_targets(row, r) for row, r in zip(rows, rollouts, strict=True)], ids),
             "completion_ids": pa.array([list(row["completion_ids"]) for row in rows], ids),
         }
         for name in SCORES:
@@ -123,6 +124,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (bool, int, str, type(None))) else str(value)
+
+
+def _targets(row: Mapping[str, Any], rollout: Rollout) -> list[int]:
+    given = row.get("target_ids")
+    return list(rollout.target if given is None else given)
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,7 @@ from rl_think_ext.methods.rlp import RLPConfig
 from rl_think_ext.scoring.ema import WeightAverage, refuse_sharded, trainable_checksum
 from rl_think_ext.scoring.gain import REASONS, Gains, GainScorer, Rollout, gain_metrics
 from rl_think_ext.scoring.likelihood import Likelihood
+from rl_think_ext.scoring.sample import max_positions
 from rl_think_ext.template import TagIds, canonical_closing, close_thought
 from rl_think_ext.trl import checks, host
 from rl_think_ext.trl.callback import RLPCallback
@@ -281,10 +282,3 @@ class InformationGain:
         for name in ("reasoned", "baseline", "frozen", "frozen_gain", "accuracy", "baseline_accuracy"):
             log_extra(PREFIX + name, [None if value != value else value for value in gains.column(name).tolist()])
         log_extra(PREFIX + "unscorable", [score.reason for score in gains.scores()])
-
-
-def max_positions(model: Any) -> int | None:
-    """Positions that the model has by its config, or None where it does not say."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    value = getattr(config, "max_position_embeddings", None)
-    return int(value) if value else None
