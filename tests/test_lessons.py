@@ -1,4 +1,4 @@
-"""What docs/lessons.md claims, on runs that are short enough for `make test-slow`; the page's commands run in test_docs."""
+"""What docs/lessons.md claims, on runs short enough for `make test-slow`; the commands themselves run in test_docs."""
 
 import json
 import os
