@@ -224,3 +224,15 @@ def test_the_settings_import_no_torch_and_no_nltk():
         "import sys, rl_think_ext.data.rlp; print({'torch', 'nltk', 'pyarrow', 'datasets', 'tqdm'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("second", ["out", "elsewhere/out"])  # built anew in its place; another folder of the same name
+def test_load_dataset_never_takes_another_builds_rows_out_of_its_cache(tmp_path, second):
+    from datasets import load_dataset
+
+    for name, text in (("out", TEXT), (second, TEXT + " A fourth one ends here.")):
+        source, output = write_jsonl(tmp_path / "in.jsonl", [{"text": text}]), tmp_path / name
+        output.parent.mkdir(exist_ok=True)
+        build(RLPDataConfig(input=source, output=str(output), overwrite=True))
+        loaded = load_dataset(str(output), cache_dir=str(tmp_path / "cache"))["train"]
+        assert loaded["context"] == [row["context"] for row in rows_of(output)]

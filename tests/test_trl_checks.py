@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 
 from rl_think_ext.cli.demo import SETTINGS
 from rl_think_ext.errors import UserError
 from rl_think_ext.template import CLOSE_TAG, TagIds
 from rl_think_ext.trl import ThinkGRPOConfig, checks, host, launch, trainer
+from rl_think_ext.trl.rows import load_rows
 
 SINGLE, SEVERAL = TagIds((1,), (2,)), TagIds((1, 2), (3, 4))
 
@@ -160,3 +162,18 @@ def test_ranks_that_look_at_the_output_folder_together_do_not_disturb_one_anothe
         for _ in pool.map(lambda _: launch._writable(folder), range(1000)):
             pass
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("second", ["rows", "elsewhere/rows"])
+def test_a_folder_with_a_readme_of_somebody_elses_is_never_read_out_of_the_cache(tmp_path, monkeypatch, second):
+    """`datasets` knows such a folder by its name and the README's lines alone."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.parquet\n---\n"
+    for name, target in (("rows", "one"), (second, "other")):
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(readme)
+        Dataset.from_list([{"prompt": "p<think>", "context": "p", "target": target}]).to_parquet(
+            folder / "train.parquet"
+        )
+        assert load_rows(str(folder))["train"]["target"] == [target]

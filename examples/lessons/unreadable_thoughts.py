@@ -4,9 +4,10 @@
 
 The base is pre-trained here on texts whose thoughts belong to another program: it writes thoughts as the embedded
 model does, and has learned that they say nothing. RLP never trains the predictor: its loss lies on thought tokens.
-The warm start is the same mix of texts, with every thought where it belongs.
+In the warm start, three texts in ten are programs with their own worked steps; the rest is what it was.
 """
 
+import random
 import re
 from pathlib import Path
 
@@ -15,7 +16,14 @@ from miniature import TEST, TOKENIZER, finish, held_out, learn
 
 from rl_think_ext.tiny.measure import answer
 from rl_think_ext.tiny.pretrain import build_model, train
-from rl_think_ext.tiny.programs import rl_rows, training_documents
+from rl_think_ext.tiny.programs import rl_rows, training_documents, worked_text
+
+
+def warm_texts(num: int, share: float = 0.3) -> list[str]:
+    """Texts as before, a share of them replaced by programs whose thoughts are their own worked steps."""
+    rng = random.Random(0)
+    pairs = zip(rl_rows(1, num), texts(num, seed=6), strict=True)
+    return [worked_text(row) if rng.random() < share else text for row, text in pairs]
 
 
 def texts(num: int, seed: int = 5) -> list[str]:
@@ -28,15 +36,14 @@ def texts(num: int, seed: int = 5) -> list[str]:
     return made
 
 
-def main(pretraining: int = 1000, warm: int = 1000, steps: int = 100) -> None:
+def main(pretraining: int = 2000, warm: int = 600, steps: int = 100) -> None:
     """Pre-train such a base; RLP on it; then a warm start, and RLP again."""
     model = build_model(TOKENIZER, seed=5)
     train(model, texts(pretraining * 32), TOKENIZER, steps=pretraining)
     result = {}
     for name in ("without a warm start", "after a warm start"):
         if name == "after a warm start":
-            own = [document.text for document in training_documents(6, warm * 32)]
-            train(model, own, TOKENIZER, steps=warm)
+            train(model, warm_texts(warm * 32), TOKENIZER, steps=warm)
         given = answer(model, TOKENIZER, TEST, [row["gold"] for row in TEST]).hit.float().mean().item()
         folder = Path("out/lessons", f"base {name}".replace(" ", "-"))
         model.save_pretrained(folder)

@@ -67,7 +67,10 @@ class Card:
         splits = "".join(
             f"      - split: {name}\n        path: {name}.parquet\n" for name, n in self.num_rows.items() if n
         )
-        configs = f"configs:\n  - config_name: default\n    data_files:\n{splits}"
+        # `datasets` caches by these lines and the folder's name alone: without the hash a folder that was built anew, or
+        # another one of the same name, would silently be the old one.
+        content = f"    description: rows of sha256 {self.content_hash}\n"
+        configs = f"configs:\n  - config_name: default\n{content}    data_files:\n{splits}"
         counts = {"documents": self.num_documents, **{f"rows in {k}": n for k, n in self.num_rows.items()}}
         counts["contexts cut on the left"] = self.num_cut_contexts
         parts = [

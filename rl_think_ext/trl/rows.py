@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def load_rows(name: str, config: str | None = None, streaming: bool = False) -> 
     if name.startswith((".", "/")) and not Path(name).exists():
         raise UserError(f"dataset_name: there is no {name}; build it with `rl-think data rlp --output {name} …`")
     try:
-        splits = load_dataset(name, name=config, streaming=streaming)
+        splits = load_dataset(name, name=config, streaming=streaming, cache_dir=_cache(name))
     except Exception as error:  # datasets raises many kinds
         raise UserError(f"dataset_name: cannot load {name}: {str(error).splitlines()[0]}") from error
     for split, rows in splits.items():
@@ -71,6 +72,21 @@ def check_lengths(rows: Any, reader: Reader, positions: int | None, completion: 
 
 
 _LOOKED_AT = 64
+
+
+def _cache(name: str) -> str | None:
+    """A cache of its own for every state of a local folder.
+
+    `datasets` knows a folder that has a README with `configs:` by its name and these lines, not by its files: one that
+    was built anew, or another one of the same name, would silently be the old one.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return None
+    from datasets.config import HF_DATASETS_CACHE
+
+    state = sorted((str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*"))
+    return str(Path(HF_DATASETS_CACHE) / "rl_think" / hashlib.sha256(repr(state).encode()).hexdigest()[:16])
 
 
 def rows_of(prompts: Sequence[Any], columns: Mapping[str, Any]) -> list[tuple[dict[str, Any], str]]:
