@@ -67,8 +67,8 @@ class Card:
         splits = "".join(
             f"      - split: {name}\n        path: {name}.parquet\n" for name, n in self.num_rows.items() if n
         )
-        # `datasets` caches by these lines and the folder's name alone: without the hash a folder that was built anew, or
-        # another one of the same name, would silently be the old one.
+        # `datasets` caches by these lines and the folder's name alone: without the hash a folder that was built anew,
+        # or another one of the same name, would silently be the old one.
         content = f"    description: rows of sha256 {self.content_hash}\n"
         configs = f"configs:\n  - config_name: default\n{content}    data_files:\n{splits}"
         counts = {"documents": self.num_documents, **{f"rows in {k}": n for k, n in self.num_rows.items()}}
