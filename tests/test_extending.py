@@ -8,9 +8,10 @@ from docs_runner import ROOT, blocks
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlp import RLPConfig, group_advantage
+from rl_think_ext.scoring.gain import FIELDS, Gains
 from rl_think_ext.tiny import PROGRAMS_MODEL
 from rl_think_ext.tiny.programs import rl_rows
-from rl_think_ext.trl import ThinkGRPOConfig, ThinkGRPOTrainer
+from rl_think_ext.trl import InformationGain, ThinkGRPOConfig, ThinkGRPOTrainer
 
 trl = pytest.importorskip("trl")
 from datasets import Dataset  # noqa: E402
@@ -134,6 +135,37 @@ def test_settings_of_ones_own_that_are_not_the_trainers_are_refused(tmp_path, pa
     own = page["my_rewards"].GainPerToken(RLPConfig(num_target_tokens=2))
     with pytest.raises(UserError, match="gain_per_token has settings of its own"):
         think(tmp_path, [own], [1.0])
+
+
+def test_own_reward_that_is_not_the_first_is_refused_because_weights_would_swap(tmp_path, page):
+    with pytest.raises(UserError, match="put gain_per_token first, and its weight too"):
+        think(tmp_path, [Seen(), page["my_rewards"].gain_per_token], [0.01, 1.0])
+
+
+def test_settings_given_to_one_trainer_are_not_those_of_the_next(tmp_path, monkeypatch):
+    reward = InformationGain()
+    args = ThinkGRPOConfig(str(tmp_path / "a"), **SETTINGS)
+    first = RLPConfig(baseline="none")
+    ThinkGRPOTrainer(str(PROGRAMS_MODEL), args, rlp=first, reward_funcs=reward, train_dataset=rows())
+    assert (reward.config, reward.source) == (first, "given in code")
+    monkeypatch.setenv("RL_THINK_CONFIG", "rlp: {baseline: live}")
+    args = trl.GRPOConfig(str(tmp_path / "b"), **SETTINGS, loss_type="grpo", scale_rewards="none")
+    trl.GRPOTrainer(str(PROGRAMS_MODEL), [reward], args=args, train_dataset=rows()).train()
+    assert reward.config.baseline == "live"
+
+
+def test_f47_own_reward_of_scores_that_differ_by_noise_has_no_advantage(tmp_path, page):
+    trainer = think(tmp_path, [page["my_rewards"].GainPerToken()], [1.0], max_steps=1)
+    trainer.train()
+    gains = trainer.information_gain.last
+    table = gains.table.clone()
+    paid = torch.tensor([0.10, 0.20, 0.30, float("nan"), 1.0, 2.0, 3.0, 4.0])
+    table[:, FIELDS.index("reasoned")] = torch.tensor([0.0, 0.001, 0.002, float("nan"), 0.0, 0.5, 1.0, 2.0])
+    trainer.information_gain.last, trainer._rewards = Gains(table, 0.01), paid[:, None]
+    trainer.model.train()
+    advantages = trainer._advantages()
+    assert advantages[:4].tolist() == [0.0] * 4
+    assert torch.allclose(advantages[4:], group_advantage(paid[4:], 4))
 
 
 def test_alarm_of_the_page_is_said_once(tmp_path, page):

@@ -274,6 +274,7 @@ def test_tag_of_several_tokens_agrees_with_enumeration(target: tuple[int, ...]) 
     gains = scorer([rollout((3, 4), target, thought(6, 6)), rollout((3, 4), target, thought(6))])
     assert gains.column("baseline").tolist() == pytest.approx([sum(expected)] * 2, abs=1e-5)
     plain, *_ = Likelihood(model, 0)([Query((4,), target)])
+    assert gains.column("baseline_accuracy").isnan().all(), "with a tag of several tokens nobody can say"
     tag_logprob, *_ = Likelihood(model, 0)([Query((4,), tag)])
     each = without_tag(plain, [target], tag_logprob, tag)[0].tolist()
     assert each == pytest.approx(expected, abs=1e-5)

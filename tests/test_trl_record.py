@@ -76,18 +76,43 @@ def test_run_leaves_log_settings_and_rollouts_under_both_trainers(tmp_path, kind
         assert ours["accuracy"] == theirs["rlp/accuracy"]
 
 
-def test_fresh_run_takes_away_what_an_earlier_one_left_and_a_resumed_one_does_not(tmp_path):
-    trainer_in(tmp_path, save_strategy="steps", save_steps=2, max_steps=4).train()
+def test_fresh_run_takes_away_what_an_earlier_one_left(tmp_path):
+    trainer_in(tmp_path, max_steps=2).train()
     folder = tmp_path / "rl_think"
     (folder / "alarms.jsonl").write_text('{"step": 1, "alarm": "of an earlier run"}\n')
-    trainer_in(tmp_path, max_steps=4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    steps = [log["step"] for log in lines(folder / "log.jsonl") if "rlp/gain" in log]
-    assert steps == [1, 2, 3, 4, 3, 4]
-    assert "earlier run" in (folder / "alarms.jsonl").read_text()
+    (folder / "measured.json").write_text("{}")
+    (folder / "rollouts/0000002.rank1.parquet").write_text("of an earlier run of two processes")
     trainer_in(tmp_path, max_steps=1).train()
     assert [log["step"] for log in lines(folder / "log.jsonl") if "rlp/gain" in log] == [1]
     assert [path.name for path in (folder / "rollouts").iterdir()] == ["0000001.rank0.parquet"]
-    assert "earlier run" not in (folder / "alarms.jsonl").read_text() if (folder / "alarms.jsonl").exists() else True
+    assert not (folder / "measured.json").exists()
+    assert not (folder / "alarms.jsonl").exists()
+
+
+def test_resumed_run_keeps_what_came_before_its_checkpoint_and_no_more(tmp_path):
+    trainer_in(tmp_path, save_strategy="steps", save_steps=2, max_steps=4).train()
+    folder = tmp_path / "rl_think"
+    alarms = [{"step": 1, "alarm": "kept"}, {"step": 4, "alarm": "abandoned"}]
+    (folder / "alarms.jsonl").write_text("".join(json.dumps(alarm) + "\n" for alarm in alarms))
+    (folder / "measured.json").write_text("{}")
+    trainer_in(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    steps = [log["step"] for log in lines(folder / "log.jsonl") if "rlp/gain" in log]
+    assert steps == [1, 2, 3, 4, 3]
+    assert [alarm["alarm"] for alarm in lines(folder / "alarms.jsonl")] == ["kept"]
+    assert sorted(path.name[:7] for path in (folder / "rollouts").iterdir()) == ["0000001", "0000002", "0000003"]
+    assert (folder / "measured.json").exists()
+
+
+def test_evaluation_alone_leaves_the_record_of_a_run_as_it_is(tmp_path):
+    trainer_in(tmp_path, max_steps=2).train()
+    before = {
+        path: path.read_bytes()
+        for path in (tmp_path / "rl_think").rglob("*")
+        if path.name != "settings.json" and path.is_file()
+    }
+    trainer = trainer_in(tmp_path)
+    trainer.evaluate(Dataset.from_list(rl_rows(1, 8)))
+    assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_without_log_completions_no_rollouts_are_kept(tmp_path):

@@ -625,6 +625,7 @@ def test_ranks_with_other_settings_are_refused(tmp_path, monkeypatch):
 def test_alarms_are_kept_with_the_run(tmp_path):
     trainer = think_trainer(tmp_path)
     watch = next(c for c in trainer.callback_handler.callbacks if isinstance(c, RLPCallback))
+    watch.begin_record(trainer.state)
     for step in range(5):
         trainer.state.global_step = step
         watch.on_log(trainer.args, trainer.state, trainer.control, logs={"rlp/zero_variance_groups": 0.95})

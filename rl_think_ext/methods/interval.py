@@ -7,6 +7,13 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 _BLOCK = 64
+# Two-sided 95 % quantiles of Student's t by degrees of freedom, from 1 on. Below FEW clusters a percentile bootstrap is
+# much too narrow: with three it misses the truth in a quarter of the cases.
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
+    2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101,
+)  # fmt: skip
+FEW = len(_T95) + 2
 
 
 @dataclass(frozen=True)
@@ -28,24 +35,24 @@ def mean_interval(
     values: Sequence[float | None],
     clusters: Sequence[Hashable] | None = None,
     *,
-    level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """The mean of the known values, and its percentile bootstrap interval over whole clusters.
+    """The mean of the known values, and its 95 % interval over whole clusters.
+
+    From FEW clusters on it is a percentile bootstrap, below it Student's t on the clusters' part in the mean.
 
     Args:
         values: [N]; None and NaN are left out, never counted as 0.
         clusters: [N] what each value belongs to (its document, or its group); None: every value stands alone.
-        level: Probability that the interval is meant to hold.
         resamples: Bootstrap samples; the same seed gives the same interval.
 
     Returns:
         The interval; low and high are NaN for fewer than two clusters, the mean too where no value is known.
 
     >>> found = mean_interval([0.0, 1.0, None, 2.0, 3.0], ["a", "a", "a", "b", "b"])
-    >>> found.mean, found.low, found.high, found.num_values, found.num_clusters
-    (1.5, 0.5, 2.5, 4, 2)
+    >>> found.mean, round(found.low, 1), round(found.high, 1), found.num_values, found.num_clusters
+    (1.5, -11.2, 14.2, 4, 2)
     """
     import numpy as np
 
@@ -60,10 +67,16 @@ def mean_interval(
     if num < 2:
         return Interval(float(known.mean()), math.nan, math.nan, len(known), num)
     sums, counts = np.bincount(member, known, num), np.bincount(member, minlength=num)
+    mean = float(known.mean())
+    if num < FEW:
+        # The mean is a ratio of sums over clusters: its variance is that of the residuals.
+        residuals = sums - mean * counts
+        half = _T95[num - 2] * math.sqrt(num / (num - 1) * float((residuals**2).sum())) / len(known)
+        return Interval(mean, mean - half, mean + half, len(known), num)
     generator = np.random.default_rng(seed)
     means = []
     for start in range(0, resamples, _BLOCK):
         drawn = generator.integers(num, size=(min(_BLOCK, resamples - start), num))
         means.append(sums[drawn].sum(-1) / counts[drawn].sum(-1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(known.mean()), float(low), float(high), len(known), num)
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return Interval(mean, float(low), float(high), len(known), num)

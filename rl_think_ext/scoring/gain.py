@@ -59,7 +59,8 @@ class Gains:
     """The numbers of N samples: a table [N, len(FIELDS)] float32 in nats and tokens, NaN where there is none.
 
     "accuracy" is the share of a sample's targets that are the likeliest token behind the thought,
-    "baseline_accuracy" the same without a thought, under the baseline's weights and without its opening tag.
+    "baseline_accuracy" the same without a thought, under the baseline's weights and without its opening tag (NaN where
+    that has several tokens and is masked).
     "reason" is -1 for a scorable sample, otherwise the index in REASONS; `noise` is the largest difference between
     two scores of one sample in different micro-batches.
     """
@@ -158,7 +159,8 @@ class GainScorer:
             if masked and not single:
                 tag = self.likelihood([Query(q.prefix, self.tags.open) for q in contexts]).logprob
                 other = without_tag(scored.logprob, [q.target for q in contexts], tag, self.tags.open)
-                return scored._replace(restricted=other)
+                # What is likeliest without the tag would need the whole distribution: nobody can say.
+                return scored._replace(restricted=other, hit=torch.full_like(other, torch.nan))
         return scored
 
     def _noise(self, queries: list[Query], reasoned: Tensor, mask: Tensor) -> float:

@@ -31,7 +31,7 @@ class Scored(NamedTuple):
     """What a model says of N rows of targets, each [N, K] float32 on the CPU, NaN behind a row's own targets.
 
     `restricted` is `logprob` with one id ruled out at each row's first target, the rest renormalised; the same where
-    none is ruled out. `hit` is 1 where no other id that is allowed there is likelier than the target, otherwise 0.
+    none is ruled out. `hit` is 1 where greedy decoding, among the ids that are allowed there, would take the target.
     """
 
     logprob: Tensor
@@ -149,8 +149,8 @@ class Likelihood:
 
 
 def _is_best(logits: Tensor, labels: Tensor) -> Tensor:
-    """1.0 where the label's logit is the highest, ties included; [..., V] and [...] to [...]."""
-    return (logits.gather(-1, labels[..., None])[..., 0] >= logits.amax(-1)).float()
+    """1.0 where greedy decoding would take the label; [..., V] and [...] to [...]. Of a tie, common in bf16, one wins."""
+    return (logits.argmax(-1) == labels).float()
 
 
 def _left_padded(rows: Sequence[tuple[int, ...]], pad_id: int) -> tuple[Tensor, Tensor]:

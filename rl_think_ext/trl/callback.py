@@ -26,6 +26,7 @@ class RLPCallback(TrainerCallback):
         self.reward, self._trainer, self.alarms = reward, trainer, Alarms()
         self.record = Record(trainer.args.output_dir, trainer.accelerator.process_index)
         self._saved = 0
+        self._began = False
 
     @property
     def _averages(self) -> dict[str, WeightAverage]:
@@ -40,6 +41,7 @@ class RLPCallback(TrainerCallback):
 
     def begin_record(self, state: Any) -> None:
         """Also called when the reward joins a run that has begun, as it does under the stock command."""
+        self._began = True
         self.record.begin(state.global_step)
         if state.is_world_process_zero:
             self.record.describe(self.reward.describe())
@@ -71,7 +73,8 @@ class RLPCallback(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep the log and, on every rank, the batch behind it; raise alarms, each said once."""
-        if not logs:
+        # An evaluation without training leaves the record of the run that is there alone.
+        if not logs or not self._began:
             return
         if args.log_completions and "rlp/gain" in logs and self.reward.batch is not None:
             self.record.rollouts(state.global_step, *self.reward.batch)

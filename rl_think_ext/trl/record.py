@@ -40,22 +40,35 @@ class Record:
         self.folder, self.rank = Path(output_dir) / FOLDER, rank
 
     def begin(self, step: int) -> None:
-        """Take away what an earlier run left here, unless this one goes on from its checkpoint.
+        """Take away what an earlier run left here, and of this one what lies behind the checkpoint it goes on from.
+
+        Rank 0 does it for all: an earlier run may have had more of them. Nobody writes before the first log.
 
         Raises:
             UserError: the folder cannot be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if step == 0:
-                for path in self.folder.glob(f"rollouts/*.rank{self.rank}.parquet"):
+            if self.rank:
+                return
+            for path in self.folder.glob("rollouts/*.parquet"):
+                if not path.name[:7].isdigit() or step < int(path.name[:7]) or step == 0:
                     path.unlink()
-                for name in ("log.jsonl", "alarms.jsonl") if self.rank == 0 else ():
+            if step == 0:
+                for name in ("log.jsonl", "alarms.jsonl", "measured.json"):
                     (self.folder / name).unlink(missing_ok=True)
+            else:
+                self._keep_alarms(step)
         except OSError as error:
-            raise UserError(
-                f"cannot write to output_dir {self.folder}: {error.strerror}. Choose another one."
-            ) from error
+            raise UserError(f"cannot write to {self.folder}: {error.strerror}. Choose another output_dir.") from error
+
+    def _keep_alarms(self, step: int) -> None:
+        """The log keeps its abandoned lines, which readers know; an alarm without its step would speak for this run."""
+        path = self.folder / "alarms.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
 
     def append(self, name: str, entry: Mapping[str, Any]) -> None:
         """Add a line to a .jsonl file; a number that is none becomes null."""

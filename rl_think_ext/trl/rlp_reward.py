@@ -66,28 +66,21 @@ class InformationGain:
         """The settings that were given in code, if any."""
         return self._given
 
-    def configure(self, config: RLPConfig) -> None:
-        """Take settings, where none were given.
-
-        Raises:
-            UserError: other ones were given.
-        """
-        if self._given not in (None, config):
-            raise UserError(f"the reward {self.__name__} has settings of its own that are not the trainer's")
-        self._given = config
-
     def __reduce__(self) -> Any:
         raise UserError(
             "RLP's reward needs the policy's weights and cannot be sent to another process: AsyncGRPO cannot train "
             "it; use GRPOTrainer (trl grpo) or ThinkGRPOTrainer (rl-think train)."
         )
 
-    def bind(self, trainer: GRPOTrainer) -> None:
-        """Tie the reward to a trainer and check that the two make RLP; a second call with the same one does nothing."""
+    def bind(self, trainer: GRPOTrainer, config: RLPConfig | None = None) -> None:
+        """Tie the reward to a trainer and check that the two make RLP; a second call with the same one does nothing.
+
+        `config` holds for this trainer alone; without it the reward's own settings or RL_THINK_CONFIG do.
+        """
         if self._trainer is trainer:
             return
         host.check_host()
-        self.config, self.source = self._resolve()
+        self.config, self.source = (config, "given in code") if config else self._resolve()
         tokenizer = host.tokenizer_of(trainer)
         self.tags = TagIds.of(tokenizer)
         self.reader = Reader(tokenizer, self.config, self.tags)
@@ -279,6 +272,6 @@ class InformationGain:
     def _log_columns(self, log_extra: Any, rows: Sequence[dict[str, Any]], gains: Gains) -> None:
         for name in ("id", "context", "target"):
             log_extra(PREFIX + name, [row.get(name) for row in rows])
-        for name in ("reasoned", "baseline", "frozen", "frozen_gain", "accuracy", "baseline_accuracy"):
+        for name in ("gain", "reasoned", "baseline", "frozen", "frozen_gain", "accuracy", "baseline_accuracy"):
             log_extra(PREFIX + name, [None if value != value else value for value in gains.column(name).tolist()])
         log_extra(PREFIX + "unscorable", [score.reason for score in gains.scores()])

@@ -9,7 +9,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.methods.rlp import RLPConfig, group_advantage
+from rl_think_ext.methods.rlp import RLPConfig, group_advantage, spread
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import CLOSE_TAG, TagIds
 from rl_think_ext.trl import host
@@ -57,7 +57,9 @@ class ThinkGRPOTrainer(GRPOTrainer):
         _tell_vllm_to_stop(args, TagIds.of(processing_class))
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         self.information_gain, others = _own(given)
-        self.information_gain.configure(rlp or self.information_gain.given or RLPConfig())
+        if rlp and self.information_gain.given not in (None, rlp):
+            name = self.information_gain.__name__
+            raise UserError(f"the reward {name} has settings of its own that are not the trainer's: give one of them")
         super().__init__(
             model=model,
             reward_funcs=[self.information_gain, *others],
@@ -68,7 +70,7 @@ class ThinkGRPOTrainer(GRPOTrainer):
         tags = TagIds.of(processing_class)
         if tags.single:
             host.stop_at(self, tags.close[0])
-        self.information_gain.bind(self)
+        self.information_gain.bind(self, rlp or self.information_gain.given or RLPConfig())
         host.hush_unscorable()
         self._rows: list[dict[str, Any]] = []
         self._rewards: torch.Tensor | None = None
@@ -105,8 +107,14 @@ class ThinkGRPOTrainer(GRPOTrainer):
         assert gains is not None and self._rewards is not None
         size = self.num_generations if self.model.training else self.num_generations_eval
         rewards, noise = self._rewards.clone(), 0.0
+        reasoned = gains.column("reasoned").to(rewards)
         if self.information_gain.pays_gain:
-            rewards[:, 0], noise = gains.column("reasoned").to(rewards), gains.noise
+            rewards[:, 0], noise = reasoned, gains.noise
+        else:
+            # What is made of scores that differ by noise alone is noise too, whatever its unit (F47).
+            paid = rewards[:, 0].view(-1, size)
+            quiet = (spread(reasoned, size) <= gains.noise)[:, None] & ~paid.isnan()
+            rewards[:, 0] = torch.where(quiet, paid.nanmean(-1, keepdim=True), paid).flatten()
         # A reward that says None to a whole group does not apply there; None to one sample of it is no 0.
         groups = rewards.view(-1, size, rewards.shape[1])
         applies = ~groups.isnan().all(dim=1, keepdim=True)
@@ -122,12 +130,18 @@ class ThinkGRPOTrainer(GRPOTrainer):
 
 
 def _own(rewards: list[Any]) -> tuple[InformationGain, list[Any]]:
-    """The information gain or the one subclass of it that was given, and the other rewards."""
+    """The information gain or the one subclass of it that was given, and the other rewards.
+
+    Raises:
+        UserError: two of them, or one that is not the first: the weights would belong to other rewards.
+    """
     own = [reward for reward in rewards if isinstance(reward, InformationGain)]
     if len(own) > 1:
         names = ", ".join(reward.__name__ for reward in own)
         raise UserError(f"reward_funcs: {names} each score every thought; give one of them")
-    return own[0] if own else InformationGain(), [reward for reward in rewards if reward not in own]
+    if own and rewards[0] is not own[0]:
+        raise UserError(f"reward_funcs: put {own[0].__name__} first, and its weight too: it takes the gain's place")
+    return own[0] if own else InformationGain(), rewards[1:] if own else rewards
 
 
 def dropped_by_length(ratio: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
