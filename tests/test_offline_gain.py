@@ -111,6 +111,19 @@ def test_the_trainers_reward_and_the_measurement_say_the_same_number(tmp_path: P
     )
 
 
+def test_rows_that_share_an_id_draw_their_own_thoughts(tmp_path: Path) -> None:
+    row = next(iter(rl_rows(1, 1)))
+    config = config_of(tmp_path, tmp_path)
+    bench = Bench.of(MODEL, config.rlp(), Place())
+    reader, drawn = Reader(bench.tokenizer, config.rlp(), bench.tags), []
+    for ids in (["one"] * 24, [f"d{i}" for i in range(24)]):
+        positions = rows_of.read_positions([{**row, "id": name} for name in ids], reader, None, 0)
+        found = sample_rows(bench, sampler_of(bench, config), positions, 3)
+        drawn.append([tuple(sample["thought_ids"]) for sample in found])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) > 24
+
+
 # --- what is written ----------------------------------------------------------------------------------------------
 
 
@@ -185,30 +198,57 @@ def positions_of(documents: str) -> list[Position]:
     return [Position(i, f"{name}{i}", name, 4, (), (), (), row) for i, name in enumerate(documents)]
 
 
+def measured_of(positions: list[Position], columns: Any) -> Measured:
+    return Measured.of(positions, columns, {p.document: 6 for p in positions})
+
+
 def test_intervals_are_over_documents_and_an_unscorable_thought_is_no_zero() -> None:
-    found = summary(Measured.of(positions_of("aab"), columns_of([[1.0, 3.0], [None, 4.0], [None, None]])))
+    found = summary(measured_of(positions_of("aab"), columns_of([[1.0, 3.0], [None, 4.0], [None, None]])))
     assert found["gain"]["mean"] == 3.0 and found["gain"]["num_values"] == 2 and found["gain"]["num_clusters"] == 1
     assert found["unscorable"] == {"empty thought": 3}
     assert found["helping"]["mean"] == 1.0
-    both = summary(Measured.of(positions_of("aab"), columns_of([[1.0], [1.0], [4.0]])))
-    assert (both["gain"]["low"], both["gain"]["high"]) == (1.0, 4.0)
-    assert both["clustered_by"] == "document"
+    both = summary(measured_of(positions_of("aab"), columns_of([[1.0], [1.0], [4.0]])))
+    assert (both["gain"]["num_clusters"], both["clustered_by"]) == (2, "document")
     # One document: its positions are resampled instead, and the summary says so.
-    alone = summary(Measured.of(positions_of("aaa"), columns_of([[1.0], [1.0], [4.0]])))
-    assert alone["clustered_by"] == "position" and alone["gain"]["high"] == 4.0
-    assert summary(Measured.of(positions_of("a"), columns_of([[1.0]])))["verdict"].startswith("no interval")
+    alone = summary(measured_of(positions_of("aaa"), columns_of([[1.0], [1.0], [4.0]])))
+    assert (alone["gain"]["num_clusters"], alone["clustered_by"]) == (3, "position")
+    assert alone["gain"]["high"] - alone["gain"]["low"] < both["gain"]["high"] - both["gain"]["low"]
+    assert summary(measured_of(positions_of("a"), columns_of([[1.0]])))["verdict"].startswith("no interval")
+
+
+def test_a_place_is_one_in_all_that_the_data_holds_and_not_in_what_was_measured(tmp_path: Path) -> None:
+    row = next(iter(rl_rows(1, 1)))
+    texts = [row["context"], row["context"] + " :a", row["context"] + " :a" * 8]
+    rows = [
+        {**row, "id": f"d:{len(text)}", "position": len(text), "context": text, "prompt": text + "<think>"}
+        for text in texts
+    ]
+    data = write_rows(tmp_path / "rows.parquet", rows)
+    length = len(texts[-1] + row["target"])
+    assert rows_of.lengths(rows_of.Rows(pq.read_table(data))) == {"d": length}
+    config = config_of(data, tmp_path / "out", max_positions=1, num_thoughts=8)
+    found = run_gain(config)
+    at = pq.read_table(config.output / "samples.parquet")["position"][0].as_py()
+    assert at < len(texts[-1]), "the last position alone would say nothing"
+    assert [place["from"] for place in found["by_position"]] == [int(10 * at / length) / 10]
+    assert "end of its last target in the data" in found["by_position_scale"]
 
 
 @pytest.mark.parametrize(
     ("gains", "words"),
     [
-        ([[1.0], [1.2]], "thinking helps"),
-        ([[-1.0], [1.0]], "no evidence that thinking helps"),
-        ([[-1.0], [-2.0]], "thinking hurts"),
+        ([[1.0], [1.2]] * 15, "thinking helps"),
+        ([[-1.0], [1.0]] * 15, "no evidence that thinking helps"),
+        ([[-1.0], [-2.0]] * 15, "thinking hurts"),
+        (
+            [[0.2], [3.0]],
+            "no evidence that thinking helps",
+        ),  # two documents that differ say little, whatever their signs
     ],
 )
 def test_the_verdict_follows_the_interval(gains: Any, words: str) -> None:
-    assert summary(Measured.of(positions_of("ab"), columns_of(gains)))["verdict"].startswith(words)
+    named = positions_of("abcdefghijklmnopqrstuvwxyzABCD"[: len(gains)])
+    assert summary(measured_of(named, columns_of(gains)))["verdict"].startswith(words)
 
 
 # --- going on ------------------------------------------------------------------------------------------------------
@@ -256,6 +296,23 @@ def test_a_finished_measurement_is_read_and_not_made_again(measured: Any) -> Non
     made = samples.stat().st_mtime_ns
     assert run_gain(config) == found
     assert samples.stat().st_mtime_ns == made
+
+
+def test_a_part_that_cannot_be_read_is_sampled_again_and_a_cut_table_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "out", {})
+    for part in range(3):
+        store.write(part, [])
+    paths = [tmp_path / f"out/parts/{part:06d}.parquet" for part in range(3)]
+    paths[0].write_bytes(b"")
+    paths[1].write_bytes(paths[1].read_bytes()[:-20])
+    assert [store.has(part) for part in range(4)] == [False, False, True, False]
+    for part in range(2):
+        store.write(part, [])
+    store.finish(3)
+    whole = tmp_path / "out/samples.parquet"
+    whole.write_bytes(whole.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"samples.parquet cannot be read: .+; delete it, and the same command"):
+        store.columns("gain")
 
 
 def test_other_settings_are_refused_by_name_and_overwrite_begins_anew(tmp_path: Path) -> None:
@@ -380,10 +437,25 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "expected key=value" in fails(capsys, "--data", data, "--set", "baseline", *use)
     assert "build the data with the same" in fails(capsys, "--data", data, "--set", "elicit=generate", *use)
     assert "cannot write to" in fails(capsys, "--data", data, "--model", MODEL, "--output", "/proc/x", *use[2:4])
+    (tmp_path / "text.md").write_text("One two. Three four.")
+    odd = fails(capsys, "--data", str(tmp_path / "text.md"), *use)
+    assert "a file is one of .txt, .jsonl, .parquet, got `.md`" in odd
+    assert "lone.parquet is a file; name a folder" in fails(capsys, "--data", data, "--select", lone, *use)
     assert not list(tmp_path.glob("out/*.parquet"))
 
 
-@pytest.mark.parametrize("change", [{"num_thoughts": 0}, {"temperature": 0.0}, {"max_positions": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_thoughts": 0},
+        {"temperature": 0.0},
+        {"temperature": float("inf")},
+        {"max_positions": 0},
+        {"min_gain": -0.1},
+        {"min_gain": float("nan")},
+        {"min_gain": float("inf")},
+    ],
+)
 def test_numbers_out_of_range_are_refused(tmp_path: Path, change: Any) -> None:
     with pytest.raises(UserError, match=f"`{next(iter(change))}` is"):
         config_of(tmp_path, tmp_path, **change)

@@ -187,6 +187,9 @@ def test_a_folder_without_a_run_or_rollouts_is_named(tmp_path: Path) -> None:
     (tmp_path / "rl_think/run.json").write_text('{"settings": {}}')
     with pytest.raises(UserError, match="train with `log_completions: true`"):
         Run.of(tmp_path)
+    (tmp_path / "rl_think/run.json").write_text("[]")
+    with pytest.raises(UserError, match=r"run.json holds no settings of a run, but a list"):
+        Run.of(tmp_path)
 
 
 def test_ranks_are_read_in_their_order(run: Path, tmp_path: Path) -> None:
@@ -195,6 +198,11 @@ def test_ranks_are_read_in_their_order(run: Path, tmp_path: Path) -> None:
     shutil.copy(first.with_name("0000002.rank0.parquet"), first.with_name("0000001.rank10.parquet"))
     shutil.copy(first.with_name("0000003.rank0.parquet"), first.with_name("0000001.rank2.parquet"))
     (first.with_name("0000001.rank3.partial")).write_bytes(b"half")
+    about = json.loads((tmp_path / "rl_think/run.json").read_text())
+    (tmp_path / "rl_think/run.json").write_text(json.dumps({**about, "num_processes": 11}))
     found = Run.of(tmp_path)
     assert [row["step"] for row in found.read(1)] == [1] * 16 + [3] * 16 + [2] * 16
+    # An earlier run with more processes left files in the same folder.
+    (tmp_path / "rl_think/run.json").write_text(json.dumps({**about, "num_processes": 3}))
+    assert [row["step"] for row in Run.of(tmp_path).read(1)] == [1] * 16 + [3] * 16
     assert found.choose("1,2") == [1, 2] and found.choose("all") == [1, 2, 3]

@@ -2,9 +2,10 @@
 
     python examples/lessons/dead_groups.py --seeds 0 1 2
 
-Three quarters of the contexts are cut at a random token instead of before the answer. No thought helps there, so
-most of a batch teaches nothing. `--select` measures the base once, and keeps the positions where some thoughts help
-and some do not. Same base, settings and number of steps for both runs.
+Three quarters of the contexts are cut at a random token instead of before the answer. No thought helps there, but
+some harm less than others: most of a batch rewards differences of harm, which drown the rest. `--select` measures the
+base once, and keeps the positions where some thoughts help and some do not. Same base, settings and number of steps
+for both runs.
 """
 
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(
     num_thoughts: int = 8,
     share: float = 0.75,
 ) -> None:
-    """Train on random cuts, on the selected ones, and on the answers alone, and compare on held-out answers."""
+    """Train on random cuts and on the selected ones, and compare on held-out answers."""
     result: dict[str, Any] = {"before": held_out(base())}
     for seed in seeds:
         cuts, chosen = Path(f"out/lessons/cuts-{seed}.parquet"), Path(f"out/lessons/selected-{seed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class GainConfig:
     temperature: float = 1.0
     """Of the sampling; scores are always at temperature 1."""
     seed: int = 0
-    """With a position and the number of a thought it decides the thought; batches and interruptions do not."""
+    """With the numbers of a row and of a thought it decides the thought; batches and interruptions do not."""
     max_positions: int | None = None
     """Measure a random part of the positions, drawn by the seed; without it all of them."""
 
@@ -87,8 +88,10 @@ class GainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"`{name}` is at least 1, got {value}")
-        if not self.temperature > 0:
-            raise UserError(f"`temperature` is above 0, got {self.temperature}")
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"`temperature` is above 0 and finite, got {self.temperature}")
+        if not 0 <= self.min_gain < math.inf:
+            raise UserError(f"`min_gain` is a finite number of nats, at least 0, got {self.min_gain}")
 
     def rlp(self) -> RLPConfig:
         """RLP's settings: the file's, the pairs of --set over them, and what this measurement cannot be without.

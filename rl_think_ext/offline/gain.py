@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,36 @@ def run_gain(config: GainConfig) -> dict[str, Any]:
     Raises:
         UserError: a model, data or settings that cannot be used, or not one thought that can be scored.
     """
-    if config.select and config.select.exists() and any(config.select.iterdir()) and not config.overwrite:
-        raise UserError(f"--select: the folder {config.select} is not empty; name another one, or pass --overwrite")
+    _check_select(config)
     bench = _bench(config, config.model)
     dataset, positions = _positions(config, bench)
-    measured = _measured(config, bench, positions, config.output)
+    length = rows.lengths(dataset.rows(config.split))
+    measured = _measured(config, bench, positions, length, config.output)
     chosen = select.Selection.of(measured, config.min_gain)
     found = {**_about(config, bench, dataset), **summary(measured), "select": chosen.as_dict()}
     shown = {found["model"]: measured}
     if config.compare:
-        found["compare"], second = _compare(config, config.compare, bench, positions, measured)
+        found["compare"], second = _compare(config, config.compare, bench, measured)
         name = found["compare"]["model"]
         shown[name if name not in shown else f"{name} (second)"] = second
-    write_whole(config.output / "gain.json", (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode())
+    content = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(config.output / "gain.json", content.encode())
     picture.draw(shown, config.num_thoughts, config.output / "gain.png")
     if config.select:
         about = {"model": found["model"], **_settings(config, bench)}
         select.write(str(config.select), dataset, config.split, chosen, about, overwrite=config.overwrite)
     return found
+
+
+def _check_select(config: GainConfig) -> None:
+    """Before any time is spent."""
+    folder = config.select
+    if folder is None or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UserError(f"--select: {folder} is a file; name a folder")
+    if any(folder.iterdir()) and not config.overwrite:
+        raise UserError(f"--select: the folder {folder} is not empty; name another one, or pass --overwrite")
 
 
 def _bench(config: GainConfig, name: str) -> Bench:
@@ -66,7 +78,9 @@ def _positions(config: GainConfig, bench: Bench) -> tuple[Dataset, list[Position
     return dataset, found
 
 
-def _measured(config: GainConfig, bench: Bench, positions: Sequence[Position], folder: Path) -> Measured:
+def _measured(
+    config: GainConfig, bench: Bench, positions: Sequence[Position], length: Mapping[str, int], folder: Path
+) -> Measured:
     asked = {
         "model": bench.name,
         "weights": bench.bits,
@@ -77,7 +91,7 @@ def _measured(config: GainConfig, bench: Bench, positions: Sequence[Position], f
     }
     store = Store(folder, asked, overwrite=config.overwrite)
     measure(bench, config, positions, store)
-    found = Measured.of(positions, store.columns(*COLUMNS))
+    found = Measured.of(positions, store.columns(*COLUMNS), length)
     if not found.gains:
         listed = ", ".join(f"{reason} {count}" for reason, count in found.unscorable().items())
         raise UserError(f"not one thought of {bench.name} can be scored ({listed}); see {folder / 'samples.parquet'}")
@@ -92,14 +106,12 @@ def _settings(config: GainConfig, bench: Bench) -> dict[str, Any]:
     return {**asked, **where, **rlp}
 
 
-def _compare(
-    config: GainConfig, name: str, bench: Bench, positions: Sequence[Position], measured: Measured
-) -> tuple[dict[str, Any], Measured]:
-    other = _bench(config, name)
+def _compare(config: GainConfig, name: str, bench: Bench, measured: Measured) -> tuple[dict[str, Any], Measured]:
+    other, positions = _bench(config, name), measured.positions
     compare.check_same_tokens(bench.tokenizer, other.tokenizer, positions, (config.model, name))
     shown = source_name(name)
     folder = re.sub(r"[^\w.-]+", "-", shown) + f"-{other.bits:016x}"[:9]
-    second = _measured(config, other, positions, config.output / "compare" / folder)
+    second = _measured(config, other, positions, measured.lengths, config.output / "compare" / folder)
     found = {"model": shown, **summary(second), "difference": compare.paired(measured, second)}
     del found["by_segment"]
     return found, second

@@ -25,7 +25,7 @@ def content_hash(positions: Sequence[Position]) -> str:
     """Sixteen hex digits of everything that is measured: other rows, another tokenizer or target length change them."""
     digest = hashlib.sha256()
     for p in positions:
-        digest.update(repr((p.id, p.prompt, p.context, p.target)).encode("utf-8", "surrogatepass"))
+        digest.update(repr((p.index, p.id, p.prompt, p.context, p.target)).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
@@ -83,7 +83,8 @@ def sample_rows(
 ) -> Iterator[dict[str, Any]]:
     """One row of the store's table for each of `num_thoughts` thoughts at each position."""
     asked = [(p, k) for p in positions for k in range(num_thoughts)]
-    completions = sampler([Request(p.prompt, f"{p.id}\0{k}") for p, k in asked])
+    # The row and not its id: rows that share one would share their random numbers, and hardly differ.
+    completions = sampler([Request(p.prompt, f"{p.index}\0{k}") for p, k in asked])
     rollouts = [
         bench.rollout(p.prompt, p.context, p.target, said) for (p, _), said in zip(asked, completions, strict=True)
     ]

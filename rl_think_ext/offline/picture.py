@@ -64,7 +64,7 @@ def _words(measured: Measured, name: str) -> str:
 
 
 def _along(axes: Any, measured: Mapping[str, Measured]) -> None:
-    """The gain by relative place in the document, with intervals."""
+    """The gain by place in the document as far as the data holds it, with intervals."""
     for i, (m, colour) in enumerate(zip(measured.values(), _COLOURS, strict=False)):
         rows = m.along()
         place = [(row["from"] + row["to"]) / 2 + 0.012 * (i - (len(measured) - 1) / 2) for row in rows]
@@ -79,14 +79,14 @@ def _along(axes: Any, measured: Mapping[str, Measured]) -> None:
     axes.set(
         xlim=(-0.02, 1.02),
         xticks=[i / NUM_PLACES for i in range(0, NUM_PLACES + 1, 2)],
-        xlabel="place in the document (0 start, 1 end)",
+        xlabel="place (0 start of the document,\n1 end of its last target in the data)",
         ylabel="gain [nats]",
         title="along the text",
     )
 
 
 def _helping(axes: Any, measured: Mapping[str, Measured], num_thoughts: int) -> None:
-    """How many of a position's thoughts help: where none or all do, nothing tells them apart."""
+    """How many of a position's thoughts help: where none or all do, their differences say little."""
     import numpy as np
 
     width = 0.8 / len(measured)

@@ -39,9 +39,14 @@ class Run:
             ) from error
         except ValueError as error:
             raise UserError(f"{inner / 'run.json'} is not JSON: {error}") from error
+        if not isinstance(about, dict):
+            raise UserError(f"{inner / 'run.json'} holds no settings of a run, but a {type(about).__name__}")
+        count = about.get("num_processes")
         found: dict[int, list[tuple[int, Path]]] = {}
         for path in (inner / "rollouts").glob("*.parquet"):
-            if match := _FILE.fullmatch(path.name):
+            match = _FILE.fullmatch(path.name)
+            # A rank that this run did not have was left by an earlier one in the same folder.
+            if match and (not isinstance(count, int) or int(match[2]) < count):
                 found.setdefault(int(match[1]), []).append((int(match[2]), path))
         if not found:
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,12 @@ class Rows(Sequence[Mapping[str, Any]]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self.table.slice(index, 1).to_pylist()[0]
+
+    def each(self, *columns: str) -> Iterator[dict[str, Any]]:
+        """Every row, with those of these columns that there are."""
+        there = [name for name in columns if name in self.table.column_names]
+        for batch in self.table.select(there).to_batches(max_chunksize=1024):
+            yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ def load(data: str, cutting: RLPDataConfig) -> Dataset:
         return Dataset(path.name, {"train": _parquet(path)}, None)
     if path.is_dir() or path.suffix.lower() in _TEXTS or "://" in data:
         return _cut(cutting)
+    if path.is_file():
+        raise UserError(f"--data {data}: a file is one of {', '.join(_TEXTS)}, got `{path.suffix or path.name}`")
     return _hub(data, cutting)
 
 
@@ -169,7 +177,7 @@ def read_positions(
 
 
 def _position(index: int, row: Mapping[str, Any], reader: Reader) -> Position:
-    name = str(row["id"]) if row.get("id") is not None else f"row {index}"
+    name = name_of(index, row)
     where = f"row {name}"
     if not isinstance(row["prompt"], str):
         raise UserError(
@@ -178,6 +186,21 @@ def _position(index: int, row: Mapping[str, Any], reader: Reader) -> Position:
     context = reader.context(row, where)
     prompt = reader.prompt(row, context, where)
     return Position(index, name, document_of(name, row), start_of(row), prompt, context, reader.target(row, where), row)
+
+
+def lengths(rows: Rows) -> dict[str, int]:
+    """Characters of each document up to the end of the last target that the rows hold, measured or not."""
+    found: dict[str, int] = {}
+    for i, row in enumerate(rows.each("id", "position", "context", "target")):
+        if isinstance(row["context"], str):
+            name = document_of(name_of(i, row), row)
+            found[name] = max(found.get(name, 0), start_of(row) + len(row.get("target") or ""))
+    return found
+
+
+def name_of(index: int, row: Mapping[str, Any]) -> str:
+    """A row's id, or its number where it has none."""
+    return str(row["id"]) if row.get("id") is not None else f"row {index}"
 
 
 def document_of(name: str, row: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,14 +29,6 @@ def text_of(positions: Sequence[Position]) -> str:
     for start, piece in pieces:
         text[start : start + len(piece)] = piece
     return "".join(text)
-
-
-def lengths(positions: Sequence[Position]) -> dict[str, int]:
-    """Characters of each document, as far as its positions show it."""
-    found: dict[str, int] = {}
-    for p in positions:
-        found[p.document] = max(found.get(p.document, 0), p.start + len(p.row.get("target") or ""))
-    return found
 
 
 def by_segment(positions: Sequence[Position], gains: Mapping[int, Sequence[float]]) -> tuple[list[dict[str, Any]], int]:
@@ -102,4 +95,4 @@ def _interval(positions: Sequence[Position], gains: Mapping[int, Sequence[float]
 
 def as_dict(interval: Any) -> dict[str, Any]:
     """An interval as JSON has it: None for what cannot be known."""
-    return {name: None if value != value else value for name, value in vars(interval).items()}
+    return {name: value if math.isfinite(value) else None for name, value in vars(interval).items()}

@@ -1,7 +1,8 @@
-"""The positions that can teach: some thought helps there and some does not; the rest is left out, counted by reason.
+"""The positions where some thought helps and some does not; the rest is left out, counted by reason.
 
-A group whose thoughts are all equally good, or all equally bad, has no advantage (eq. 7 of RLP): it costs as much as
-any other and teaches nothing. Positions cut at random are mostly of the second kind.
+An advantage is a difference to the group's mean (eq. 7 of RLP), so a group in which every thought hurts has one too: it
+rewards the least harm, which is little or misleading signal, and one in which all help rewards differences among good
+thoughts. Positions cut at random are mostly of the first kind, and there are enough of them to drown the rest.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rl_think_ext.methods.interval import FEW
 from rl_think_ext.offline.replay import NUMBERS
 
-_FEW = 20  # a bootstrap over fewer clusters holds less often than it says
 _ROWS = (
     ("gain", "gain [nats]", "+.3f"),
     ("reasoned", "log p with a thought", ".3f"),
@@ -60,10 +60,11 @@ def _say(found: Mapping[str, Any], console: Console) -> None:
         counts = ", ".join(f"{reason} {n:,}" for reason, n in chosen.items() if reason != "min_gain" and n)
         console.print(f"positions by signal (above {chosen['min_gain']:g} nats): {counts}", highlight=False)
     console.print(f"[bold]{escape(found['verdict'])}[/bold]", highlight=False)
-    if 1 < found["gain"]["num_clusters"] < _FEW:
+    if 1 < found["gain"]["num_clusters"] < FEW:
         number, what = found["gain"]["num_clusters"], found["clustered_by"]
         console.print(
-            f"with {number} {what}s only, an interval is narrower than it should be: measure more", style="red"
+            f"with {number} {what}s only, an interval is wide, and leans on their values being normal: measure more",
+            style="red",
         )
     if "compare" in found:
         console.print(f"[bold]{escape(found['compare']['difference']['verdict'])}[/bold]", highlight=False)

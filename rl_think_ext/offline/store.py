@@ -58,8 +58,8 @@ class Store:
                 path.unlink(missing_ok=True)
 
     def has(self, part: int) -> bool:
-        """Whether a part is there, or the whole table is."""
-        return self._part(part).is_file() or self.is_finished
+        """Whether a part is there and can be read, or the whole table is."""
+        return self.is_finished or _is_whole(self._part(part))
 
     @property
     def is_finished(self) -> bool:
@@ -81,19 +81,20 @@ class Store:
     def finish(self, num_parts: int) -> None:
         """Join the parts into one table, in the order of the data."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if self.is_finished:
             return
-        table = pa.concat_tables([pq.read_table(self._part(i)) for i in range(num_parts)])
+        table = pa.concat_tables([_table(self._part(i)) for i in range(num_parts)])
         write_table(self.folder / SAMPLES, table.sort_by([("row", "ascending"), ("sample", "ascending")]))
         shutil.rmtree(self.folder / PARTS)
 
     def columns(self, *names: str) -> dict[str, list[Any]]:
-        """Columns of the finished table."""
-        import pyarrow.parquet as pq
+        """Columns of the finished table.
 
-        return dict(pq.read_table(self.folder / SAMPLES, columns=list(names)).to_pydict())
+        Raises:
+            UserError: a table that cannot be read.
+        """
+        return dict(_table(self.folder / SAMPLES, list(names)).to_pydict())
 
     def _part(self, part: int) -> Path:
         return self.folder / PARTS / f"{part:06d}.parquet"
@@ -114,6 +115,30 @@ def schema() -> Any:
             *(("unclosed", pa.bool_()), ("unscorable", pa.string()), ("noise", pa.float64())),
         ]
     )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether there is a Parquet file; its footer stands at the end, so that a cut or empty file has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _table(path: Path, columns: list[str] | None = None) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}; delete it, and the same command samples it again"
+        ) from error
 
 
 def write_table(path: Path, table: Any) -> None:

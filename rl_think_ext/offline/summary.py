@@ -10,9 +10,11 @@ from typing import Any
 
 from rl_think_ext.methods.interval import Interval, mean_interval
 from rl_think_ext.offline.rows import Position
-from rl_think_ext.offline.segments import as_dict, by_segment, lengths
+from rl_think_ext.offline.segments import as_dict, by_segment
 
 NUM_PLACES = 10
+# Not the document's end: the data need not hold its last position, and nothing else tells how long it is.
+SCALE = "0: start of the document, 1: end of its last target in the data"
 _MEANS = ("gain", "reasoned", "baseline", "accuracy", "baseline_accuracy")
 COLUMNS = ("row", *_MEANS, "length", "unclosed", "unscorable", "noise")
 Columns = Mapping[str, Sequence[Any]]
@@ -23,20 +25,21 @@ class Measured:
     """The samples of one model, brought to its positions.
 
     `means` are by name and position, None where no sample has a value; `gains` are the scorable gains by the
-    position's index.
+    position's index; `lengths` are the characters of each document as far as the data holds it.
     """
 
     positions: Sequence[Position]
     columns: Columns
     means: Mapping[str, Sequence[float | None]]
     gains: Mapping[int, Sequence[float]]
+    lengths: Mapping[str, int]
 
     @classmethod
-    def of(cls, positions: Sequence[Position], columns: Columns) -> Measured:
+    def of(cls, positions: Sequence[Position], columns: Columns, lengths: Mapping[str, int]) -> Measured:
         """Bring the samples (`COLUMNS`) to the positions."""
         found = {name: _by_row(columns, name) for name in _MEANS}
         means = {name: [_mean(rows.get(p.index, ())) for p in positions] for name, rows in found.items()}
-        return cls(positions, columns, means, found["gain"])
+        return cls(positions, columns, means, found["gain"], lengths)
 
     @property
     def clusters(self) -> tuple[list[str] | None, str]:
@@ -54,16 +57,15 @@ class Measured:
         return self.interval(self.means["gain"])
 
     def places(self) -> list[float]:
-        """Where in its document each target begins, from 0 to 1."""
-        length = lengths(self.positions)
-        return [p.start / max(1, length[p.document]) for p in self.positions]
+        """Where in its document each target begins: 0 is its start, 1 the end of the last target in the data."""
+        return [p.start / max(1, self.lengths[p.document]) for p in self.positions]
 
     def helping(self) -> list[float | None]:
         """The share of a position's scorable thoughts that help at all."""
         return [_mean([float(gain > 0) for gain in self.gains.get(p.index, ())]) for p in self.positions]
 
     def along(self) -> list[dict[str, Any]]:
-        """The gain by relative place in the document, in tenths that hold a position."""
+        """The gain by place (see `places`), in tenths that hold a position."""
         place = [min(int(x * NUM_PLACES), NUM_PLACES - 1) for x in self.places()]
         found = []
         for i in range(NUM_PLACES):
@@ -99,6 +101,7 @@ def summary(measured: Measured) -> dict[str, Any]:
         "unscorable": measured.unscorable(),
         "score_noise": measured.noise,
         "by_position": measured.along(),
+        "by_position_scale": SCALE,
         "by_segment": segments,
         "documents_without_segments": num_left_out,
     }
