@@ -221,3 +221,12 @@ def make_gain(folder: Path, base: float = 1.0) -> Path:
     }
     (folder / "gain.json").write_text(json.dumps(summary))
     return folder
+
+
+def keep_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]], rank: int = 0) -> Path:
+    """Write what a rank of a run keeps of a batch beside TRL's table: scores in float32."""
+    path = folder / "rl_think" / "rollouts" / f"{step:07d}.rank{rank}.parquet"
+    path.parent.mkdir(exist_ok=True)
+    scores = pa.array([r["rlp/reasoned"] for r in rows], pa.float32())
+    pq.write_table(pa.table({"step": [step] * len(rows), "reasoned": scores}), path)
+    return path

@@ -44,6 +44,49 @@ def test_trl_reads_inline_settings(tmp_path):
     assert "From inline YAML in RL_THINK_CONFIG: baseline=live" in finding["found"]
 
 
+OWN_REWARD = """
+from rl_think_ext.trl import InformationGain
+
+class GainPerToken(InformationGain):
+    pass
+
+gain_per_token = GainPerToken()
+
+def other(completions, **columns):
+    return [0.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("rewards", "status", "said"),
+    [
+        (["gain_per_token"], 0, "The reward own_rewards_{}.gain_per_token is built on RLP's gain"),
+        (["gain_per_token", "other"], 1, "Beside own_rewards_{}.other the stock trainer would count"),
+        (["other"], 1, "Of `reward_funcs:` own_rewards_{}.other none that can be imported is RLP's gain"),
+    ],
+)
+def test_a_file_with_the_variable_is_for_the_stock_command(tmp_path, monkeypatch, rewards, status, said):
+    module = f"own_rewards_{len(rewards)}{status}"
+    (tmp_path / f"{module}.py").write_text(OWN_REWARD)
+    recipe = yaml.safe_load(Path(STOCK).read_text())
+    path = run_file(
+        tmp_path,
+        STOCK,
+        env={"RL_THINK_CONFIG": "rlp: {baseline: live}"},
+        reward_funcs=[f"{module}.{name}" for name in rewards],
+        reward_weights=recipe["reward_weights"] * len(rewards),
+        dataset_name=str(Path(recipe["dataset_name"]).resolve()),
+        model_name_or_path=str(Path(recipe["model_name_or_path"]).resolve()),
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    report = doctor(path)
+    words = {finding["name"]: finding["found"] for finding in report.findings}
+    assert "is for `trl grpo`" in words["file"] and "baseline=live" in words["RLP settings"]
+    assert report.status == status, report.at("broken")
+    assert any(said.format(f"{len(rewards)}{status}") in finding["found"] for finding in report.findings)
+
+
 def test_tested_versions_are_those_of_the_constraints():
     from rl_think_ext.cli.doctor.place import TESTED, requirements, tested_versions
 

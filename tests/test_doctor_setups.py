@@ -259,6 +259,12 @@ def checkpoint_without_an_ema(place, patch):
     return [run_file(place, resume_from_checkpoint=str(folder))]
 
 
+def checkpoint_with_a_broken_average(place, patch):
+    folder = checkpoint(place, 20)
+    (folder / "rl_think/ema.json").write_text("")
+    return [run_file(place, resume_from_checkpoint=str(folder))]
+
+
 def newest_checkpoint_is_cut_off(place, patch):
     checkpoint(place, 20)
     (checkpoint(place, 30) / "trainer_state.json").unlink()
@@ -322,6 +328,7 @@ SETUPS = {
     output_not_writable: ("broken", "file/out: Not a directory"),
     disk_is_full: ("broken", "Only 1 kB free"),
     checkpoint_without_an_ema: ("broken", "No EMA file in checkpoint-20: rl_think/ema.safetensors is missing"),
+    checkpoint_with_a_broken_average: ("broken", "checkpoint-20/rl_think/ema.json cannot be read as JSON: Expecting"),
     newest_checkpoint_is_cut_off: ("warn", "No trainer_state.json in checkpoint-30"),
     run_begins_anew_beside_checkpoints: ("warn", "already holds checkpoint-40"),
     weights_in_shards: ("broken", "DeepSpeed ZeRO-3 splits the weights over processes"),

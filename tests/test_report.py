@@ -223,7 +223,7 @@ def test_intervals_are_clustered_by_context(tmp_path: Path) -> None:
         assert expected.num_clusters == 12
     tile = headline.tiles([("run", found)])[0]
     assert [r.shown for r in tile.rows] == ["−0.29", "+1.71"]
-    assert tile.verdicts == (("rose", "Rose: the two 95 % intervals do not touch."),)
+    assert tile.verdicts == (("rose", "Rose: the two 95 % intervals do not touch (texts: 12 and 12)."),)
 
 
 def test_both_ends_take_tables_until_they_have_enough_and_never_share_one(tmp_path: Path) -> None:
@@ -234,14 +234,16 @@ def test_both_ends_take_tables_until_they_have_enough_and_never_share_one(tmp_pa
 
 def test_overlap_and_too_few_texts_are_said(tmp_path: Path) -> None:
     same = make_run(tmp_path / "same", tables={1: short_rows(1, 0.5), 2: short_rows(2, 0.51)})
-    assert "The two 95 % intervals overlap, the difference can be chance." in words_of(page_of(same))
+    assert "The two 95 % intervals overlap, the difference can be chance (texts: 12 and 12)." in words_of(page_of(same))
     one = make_run(tmp_path / "one", tables={s: short_rows(s, 0.5, num_texts=1, group=80) for s in (1, 2)})
-    assert "Too few texts for an interval." in words_of(page_of(one))
+    assert "Too few texts to tell (texts: 1 and 1)." in words_of(page_of(one))
+    single = make_run(tmp_path / "single", tables={1: short_rows(1, 0.5, num_texts=1, group=80)})
+    assert "Too few texts to tell (texts: 1)." in words_of(page_of(single))
 
 
 def test_a_fall_is_no_success(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", tables={1: short_rows(1, 2.0), 2: short_rows(2, -2.0)})
-    assert '<p class="verdict fell">Fell: the two 95 % intervals do not touch.</p>' in page_of(run)
+    assert '<p class="verdict fell">Fell: the two 95 % intervals do not touch (texts: 12 and 12).</p>' in page_of(run)
 
 
 def test_unscorable_thoughts_are_never_zero(tmp_path: Path) -> None:
@@ -259,7 +261,7 @@ def test_held_out_numbers_come_before_training_samples(tmp_path: Path) -> None:
     assert "ceiling 2.30" in words
     assert "a=1 b=a+2=3" in words
     bare = words_of(page_of(make_run(tmp_path / "bare", log=log_of(2), measured=held_out())))
-    assert "Where in the text thinking helped: No completions table: `log_completions: true`" in bare
+    assert "Where in the text thinking helped: No completions table of training: `log_completions: true`" in bare
     assert "Dotted: the ceiling, 2.30." in bare
 
 

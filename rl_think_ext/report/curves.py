@@ -84,6 +84,8 @@ def _curve(folder: Folder, index: int, style: int, metric: str, label: str) -> I
     points = series(folder.log, metric)
     if points:
         steps, means, lows, highs = zip(*thinned(points, MOST_POINTS), strict=True)
+        if metric.endswith("baseline_accuracy"):
+            label = f"{label} ({folder.baseline})"
         yield Curve(label, index, style, steps, means, lows, highs, points[0][1], points[-1][1])
 
 

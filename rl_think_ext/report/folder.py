@@ -10,7 +10,8 @@ from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.alarms import Alarms
-from rl_think_ext.report.text import number
+from rl_think_ext.report import rollouts
+from rl_think_ext.report.text import bounded, number, plain
 
 Entry = Mapping[str, Any]
 
@@ -46,6 +47,13 @@ class Folder:
         """The last step with a log, or None."""
         return max(self.log, default=None)
 
+    @property
+    def baseline(self) -> str:
+        """Whose weights score without a thought in training, in words."""
+        settings = self.info.get("settings")
+        name = settings.get("baseline") if isinstance(settings, Mapping) else None
+        return "baseline" if name is None else f"baseline: {bounded(plain(name), 40, 0)}"
+
 
 def read(path: Path) -> Folder:
     """Read a folder, all but its tables.
@@ -72,17 +80,25 @@ def read(path: Path) -> Folder:
         tables = tables[:-1]
     if not log and not tables and not (own / "run.json").is_file():
         raise UserError(_nothing(path))
-    if log:  # what lies behind the last log belongs to an earlier run in the same folder
+    if log:  # what lies behind the last log belongs to an earlier run in the same folder, or to one that was given up
         tables = tuple(table for table in tables if table[0] <= max(log))
+        alarms = [entry for entry in alarms if (number(entry.get("step")) or 0) <= max(log)]
+    info = _info(own)
+    kept = rollouts.own(tables, own / "rollouts", number(info.get("num_processes")))
+    if len(kept) < len(tables):
+        notes.append(
+            f"Completions tables left out: {len(tables) - len(kept)} of {len(tables)}. They do not agree with the "
+            "rollouts of their step: an evaluation or an earlier run wrote them."
+        )
     measured = own / "measured.json"
     return Folder(
         path,
         name,
-        _info(own),
+        info,
         log,
         tuple({(entry.get("step"), entry.get("alarm")): entry for entry in map(_alarm, alarms)}.values()),
         _json(measured) if measured.is_file() else None,
-        tables,
+        kept,
         notes=tuple(notes),
     )
 

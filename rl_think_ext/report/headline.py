@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rl_think_ext.methods.interval import Interval, mean_interval
+from rl_think_ext.methods.interval import FEW, Interval, mean_interval
 from rl_think_ext.report import samples
 from rl_think_ext.report.folder import Folder
 from rl_think_ext.report.samples import Sample
@@ -15,9 +15,9 @@ from rl_think_ext.report.text import number, percent, plain, signed
 
 # Scorable samples that each end of a run has to give.
 LEAST_SAMPLES = 64
-_OVERLAP = "The two 95 % intervals overlap, the difference can be chance."
-_TOO_FEW = "Too few texts for an interval."
-_APART = "the two 95 % intervals do not touch."
+_OVERLAP = "The two 95 % intervals overlap, the difference can be chance"
+_TOO_FEW = "too few texts to tell"
+_APART = "the two 95 % intervals do not touch"
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class Measured:
-    """Before and after of one folder; `quantities` maps a quantity to its intervals by "before", "after" or "now"."""
+    """Before and after of one folder; `quantities` maps a quantity to its intervals by "before", "after" or "now".
+
+    `direct` says whose weights answer without a thought.
+    """
 
     quantities: Mapping[str, Mapping[str, Interval]]
     source: str
     ceiling: float | None = None
     against: str = "the frozen start"
     clusters: str = "whole texts"
+    direct: str = "the policy"
 
 
 _QUANTITIES: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
@@ -75,7 +79,7 @@ def measured(folder: Folder) -> Measured | None:
     if not folder.tables:
         return None
     first, final = samples.ends(folder, LEAST_SAMPLES)
-    return _from_samples(first, final)
+    return replace(_from_samples(first, final), direct=folder.baseline)
 
 
 def _interval(value: Any) -> Interval:
@@ -156,7 +160,17 @@ def _tile(quantity: Any, found: Sequence[tuple[str, Measured]]) -> Tile | None:
     marks = ((0.0, "0"), *((c, f"ceiling {c:.2f}") for c in sorted(ceilings))) if key == "gain" else ()
     if key != "gain":
         marks = ((0.0, "0"), (0.5, "50 %"), (1.0, "100 %"))
+    if key == "direct_accuracy":
+        title += _whose(found)
     return Tile(key, title, unit, tuple(rows), low - margin, high + margin, marks, tuple(_verdicts(rows)))
+
+
+def _whose(found: Sequence[tuple[str, Measured]]) -> str:
+    """Whose accuracy without a thought it is, where that is not the policy's."""
+    names = list(dict.fromkeys(one.direct for _, one in found))
+    if len(names) > 1:
+        return f" ({'; '.join(f'{label}: {one.direct}' for label, one in found)})"
+    return "" if names == [Measured.direct] else f" ({names[0]})"
 
 
 def _verdicts(rows: Sequence[Row]) -> list[tuple[str, str]]:
@@ -165,8 +179,11 @@ def _verdicts(rows: Sequence[Row]) -> list[tuple[str, str]]:
     said = []
     for label in labels:
         own = {row.when: row.interval for row in rows if row.label == label}
+        name = label if len(labels) > 1 else ""
         if "before" in own and "after" in own:
-            said.append(_change(label if len(labels) > 1 else "", own["before"], own["after"]))
+            said.append(_change(name, own["before"], own["after"]))
+        elif any(math.isnan(interval.low) and interval.num_clusters for interval in own.values()):
+            said.append(_too_few(name, *own.values()))
     if len(labels) == 2:
         newest = [[row.interval for row in rows if row.label == label][-1] for label in labels]
         said.append(_contrast(labels, *newest))
@@ -175,19 +192,30 @@ def _verdicts(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _change(label: str, before: Interval, after: Interval) -> tuple[str, str]:
     """Whether a quantity rose or fell, as far as the intervals allow to say so."""
-    prefix = f"{label}: " if label else ""
     if math.isnan(before.low) or math.isnan(after.low):
-        return "unknown", f"{prefix}{_TOO_FEW}"
+        return _too_few(label, before, after)
+    texts = _texts(before, after)
     if not before.apart(after):
-        return "overlap", f"{prefix}{_OVERLAP}"
+        return "overlap", f"{f'{label}: ' if label else ''}{_OVERLAP}{texts}."
     kind = "rose" if after.mean > before.mean else "fell"
-    return kind, f"{f'{label} {kind}' if label else kind.capitalize()}: {_APART}"
+    return kind, f"{f'{label} {kind}' if label else kind.capitalize()}: {_APART}{texts}."
+
+
+def _too_few(label: str, *intervals: Interval) -> tuple[str, str]:
+    said = f"{label}: {_TOO_FEW}" if label else _TOO_FEW.capitalize()
+    return "unknown", f"{said}{_texts(*intervals)}."
+
+
+def _texts(*intervals: Interval) -> str:
+    """How many texts stand behind intervals, where they are few and known."""
+    counts = [interval.num_clusters for interval in intervals]
+    return f" (texts: {' and '.join(map(str, counts))})" if 0 < min(counts) < FEW else ""
 
 
 def _contrast(labels: Sequence[str], one: Interval, other: Interval) -> tuple[str, str]:
     if math.isnan(one.low) or math.isnan(other.low):
-        return "unknown", f"{labels[0]} and {labels[1]}: {_TOO_FEW}"
+        return _too_few(f"{labels[0]} and {labels[1]}", one, other)
     if not one.apart(other):
-        return "overlap", f"{labels[0]} and {labels[1]}: {_OVERLAP}"
+        return "overlap", f"{labels[0]} and {labels[1]}: {_OVERLAP}{_texts(one, other)}."
     high, low = labels if one.mean > other.mean else reversed(labels)
-    return "apart", f"{high} ends above {low}: {_APART}"
+    return "apart", f"{high} ends above {low}: {_APART}{_texts(one, other)}."

@@ -12,7 +12,7 @@ from rl_think_ext.report.folder import Folder
 TEMPLATES = Path(__file__).parent / "templates"
 # Scorable samples from the end of a run that a colour strip may be made of.
 _STRIP_SAMPLES = 2048
-_ASK_FOR_TABLES = "No completions table: `log_completions: true` in the run's YAML file writes one at every log."
+_ASK_FOR_TABLES = "No completions table of training: `log_completions: true` in the YAML file writes one at every log."
 
 
 def render(folders: Sequence[Folder]) -> str:

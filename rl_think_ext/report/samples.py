@@ -93,10 +93,11 @@ def table(path: Path) -> list[Sample]:
         raise UserError(f"{path} has no column `completion`; TRL writes it with `log_completions: true`")
     # With `frozen_gain: false` the column is there, and empty.
     frozen = any(number(row.get("rlp/frozen_gain")) is not None for row in rows)
-    return [_sample(row, frozen) for row in rows]
+    gain = "rlp/frozen_gain" if frozen else "rlp/gain" if "rlp/gain" in names else "rlp"
+    return [_sample(row, gain) for row in rows]
 
 
-def _sample(row: Mapping[str, Any], frozen: bool) -> Sample:
+def _sample(row: Mapping[str, Any], gain: str) -> Sample:
     context = row.get("rlp/context")
     prompt = _text(row.get("prompt"))
     direct = number(row.get("rlp/frozen"))
@@ -105,13 +106,13 @@ def _sample(row: Mapping[str, Any], frozen: bool) -> Sample:
         context=prompt if context is None else str(context),
         target=str(row.get("rlp/target") or ""),
         thought=_text(row.get("completion")),
-        gain=number(row.get("rlp/frozen_gain" if frozen else "rlp")),
+        gain=number(row.get(gain)),
         accuracy=number(row.get("rlp/accuracy")),
         baseline_accuracy=number(row.get("rlp/baseline_accuracy")),
         direct=number(row.get("rlp/baseline")) if direct is None else direct,
         reason=row.get("rlp/unscorable"),
         step=number(row.get("step")),
-        frozen=frozen,
+        frozen=gain == "rlp/frozen_gain",
     )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
@@ -57,7 +58,9 @@ def file(case: Case) -> File:
     rewards, env = keys.get("reward_funcs") or [], keys.pop("env", None) or {}
     if not isinstance(env, Mapping):
         raise UserError(f"{case.path}: `env:` holds {env!r}; expected `NAME: value` lines")
-    stock = "rl_think" not in keys and REWARD in ([rewards] if isinstance(rewards, str) else rewards)
+    named = REWARD in ([rewards] if isinstance(rewards, str) else rewards)
+    # The variable is read by nothing but the stock command; the reward may be a subclass under a name of its own.
+    stock = "rl_think" not in keys and (named or settings.ENVIRONMENT in env)
     block = keys.pop("rl_think", None) or {}
     names = {str(name): str(value) for name, value in env.items()}
     return File(case.path, keys, block, names, "trl grpo" if stock else "rl-think train")
@@ -176,15 +179,40 @@ def check_arguments(case: Case) -> Iterator[Finding]:
 
 def check_other_rewards(case: Case) -> Iterator[Finding]:
     """Rewards beside the gain can be imported, and stand where an unscorable sample is no 0."""
-    names = [name for name in arguments(case).script.reward_funcs or [] if name != REWARD]
-    if names and file(case).stock:
-        found = f"Beside {', '.join(names)} the stock trainer would count an unscorable thought as a gain of 0."
-        yield Finding("broken", "reward_funcs", found, f"Use `rl-think train`, or {REWARD} alone.")
+    stock, rewards = file(case).stock, list(arguments(case).script.reward_funcs or [])
+    gains = [name for name in rewards if name == REWARD or (stock and _is_gain(name))]
+    names = [name for name in rewards if name not in gains]
+    others = names + gains[1:]
+    if stock and not gains:
+        found = f"Of `reward_funcs:` {', '.join(rewards) or 'nothing'} none that can be imported is RLP's gain."
+        yield Finding("broken", "reward_funcs", found, f"Name {REWARD}, or a subclass's object, for `trl grpo`.")
+    elif stock and others:
+        found = f"Beside {', '.join(others)} the stock trainer would count an unscorable thought as a gain of 0."
+        yield Finding("broken", "reward_funcs", found, f"Use `rl-think train`, or {gains[0]} alone.")
+    elif stock and gains != [REWARD]:
+        yield Finding("ok", "reward_funcs", f"The reward {gains[0]} is built on RLP's gain and can be imported.")
     for name in names:
-        module, _, attribute = name.rpartition(".")
         try:
-            getattr(import_module(module or "trl.rewards"), attribute)
+            _reward(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             yield failure("reward_funcs", error, "Correct `reward_funcs:`.", f"The reward {name} raises ")
         else:
             yield Finding("ok", "reward_funcs", f"The further reward {name} can be imported.")
+
+
+def _reward(name: str) -> Any:
+    """What `reward_funcs:` names; as the commands do, modules of the current folder are found too."""
+    module, _, attribute = name.rpartition(".")
+    if module and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    return getattr(import_module(module or "trl.rewards"), attribute)
+
+
+def _is_gain(name: str) -> bool:
+    """Whether a reward is RLP's or built on it; one that cannot be imported is neither, and is said to be broken."""
+    from rl_think_ext.trl.rlp_reward import InformationGain
+
+    try:
+        return isinstance(_reward(name), InformationGain)
+    except (Exception, SystemExit):  # noqa: BLE001
+        return False

@@ -102,7 +102,13 @@ def fault(checkpoint: Path, averages: Mapping[str, float]) -> str | None:
         for ending in ("safetensors", "json"):
             if not (checkpoint / "rl_think" / f"{name}.{ending}").is_file():
                 return f"No {words.get(name, name)} in {checkpoint.name}: rl_think/{name}.{ending} is missing."
-        about = json.loads((checkpoint / "rl_think" / f"{name}.json").read_text(encoding="utf-8"))
+        path = checkpoint / "rl_think" / f"{name}.json"
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            return f"{path} cannot be read as JSON: {error}."
+        if not isinstance(about, dict):
+            return f"{path} holds a {type(about).__name__}, expected an object."
         if about.get("decay") != decay:
             return f"{checkpoint.name} averaged {name} with decay {about.get('decay')}, the settings say {decay}."
     return None
