@@ -149,7 +149,7 @@ class Likelihood:
 
 
 def _is_best(logits: Tensor, labels: Tensor) -> Tensor:
-    """1.0 where greedy decoding would take the label, 0.0 elsewhere; [..., V] and [...] to [...]; a tie has one winner."""
+    """1.0 where greedy decoding would take the label; [..., V] and [...] to [...]. A tie has one winner."""
     return (logits.argmax(-1) == labels).float()
 
 
