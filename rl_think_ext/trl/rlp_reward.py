@@ -134,7 +134,8 @@ class InformationGain:
         self._count_failures()
         if log_metric is not None:
             self._log_metrics(log_metric, started)
-        if log_extra is not None:
+        # The trainer gathers these columns over all ranks at every step, wanted or not.
+        if log_extra is not None and self.trainer.log_completions:
             self._log_columns(log_extra, kept, gains)
         return self.reward(gains)
 
