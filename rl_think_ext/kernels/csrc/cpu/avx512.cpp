@@ -1,0 +1,29 @@
+#include "table.h"
+#include "lanes_avx512.h"
+#include "math.inl"
+#include "rows.inl"
+#define RL_THINK_TILE_ROWS 14
+#include "multiply.inl"
+#include "tiles.inl"
+
+namespace rl_think {
+
+const Kernels* avx512_kernels() {
+  static const Kernels table = {"avx512",
+                                scan,
+                                gradient,
+                                capped_number,
+                                widen,
+                                narrow,
+                                kPanel,
+                                kTileRows,
+                                multiply<MultiplyFloats, 2>,
+                                multiply<MultiplyFloats, 1>,
+                                nullptr,
+                                nullptr,
+                                fold,
+                                tile_gradient};
+  return &table;
+}
+
+}  // namespace rl_think

@@ -1,0 +1,53 @@
+"""Tensors as the compiled module takes them: addresses and strides, without a copy wherever that is possible."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+class Grid(NamedTuple):
+    """Rows of a tensor [..., V]: row r is at (r // inner) * outer_stride + (r % inner) * inner_stride elements."""
+
+    tensor: Tensor
+    inner: int
+    outer_stride: int
+    inner_stride: int
+
+    @property
+    def address(self) -> tuple[int, int, int, int]:
+        """Base and strides, in the order of the compiled calls."""
+        return self.tensor.data_ptr(), self.inner, self.outer_stride, self.inner_stride
+
+
+def grid(x: Tensor) -> Grid:
+    """The rows of x: logits[:, :-1] is not copied; a last dimension with holes is, and so are 4 dimensions that do not
+    collapse to 3."""
+    if x.is_neg():
+        x = x.resolve_neg()
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
+        x = x.contiguous()
+    if x.dim() == 2:
+        return Grid(x, 1, x.stride(0), 0)
+    if x.dim() == 1:
+        return Grid(x, 1, 0, 0)
+    if x.dim() > 3:
+        try:
+            x = x.view(-1, *x.shape[-2:])
+        except RuntimeError:
+            x = x.reshape(-1, *x.shape[-2:])
+    return Grid(x, max(1, x.shape[1]), x.stride(0), x.stride(1))
+
+
+def address(x: Tensor | None) -> int:
+    """Of the first element; 0 for None."""
+    return 0 if x is None else x.data_ptr()
+
+
+def chosen(labels: Tensor, mask: Tensor | None, rows: Tensor | None) -> tuple[int, int, int, int]:
+    """Number of rows, listed rows and how many, mask: in the order of the compiled calls."""
+    return labels.numel(), address(rows), 0 if rows is None else rows.numel(), address(mask)

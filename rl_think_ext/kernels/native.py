@@ -1,0 +1,71 @@
+"""The compiled module `_native`, where there is one: which backends that gives, and why there is none."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INSTRUCTIONS = ("avx512_bf16", "avx512", "avx2", "scalar")
+
+
+@cache
+def module() -> Any:
+    """The compiled module, or None where it was not built or cannot be loaded; then that is said once, aloud (F17).
+
+    Raises:
+        ValueError: RL_THINK_ISA names instructions that there are not, or that this machine does not have.
+    """
+    try:
+        found = importlib.import_module("rl_think_ext.kernels._native")
+    except (ImportError, OSError) as error:
+        warnings.warn(
+            f"the compiled kernels are not there ({error}): log-probs come from the slower torch backend. "
+            "Install a C++ compiler (GCC 11 or Clang 14, or newer) and reinstall rl_think_ext to get them.",
+            stacklevel=2,
+        )
+        return None
+    wanted = os.environ.get("RL_THINK_ISA")
+    if wanted and found.isa() != wanted:
+        raise ValueError(f"RL_THINK_ISA is one of {', '.join(INSTRUCTIONS)} that this machine has, got {wanted!r}")
+    # Its ops are known to torch from here on.
+    importlib.import_module("rl_think_ext.kernels.ops")
+    importlib.import_module("rl_think_ext.kernels.linear_ops")
+    return found
+
+
+@cache
+def backends() -> tuple[str, ...]:
+    """The backends that work here, best first."""
+    native = module()
+    if native is None:
+        return ("torch",)
+    if native.has_cuda:
+        import torch
+
+        if torch.cuda.is_available():
+            return ("cuda", "cpp", "torch")
+    return ("cpp", "torch")
+
+
+def choose(backend: str, x: Tensor, name: str) -> str:
+    """The backend for a tensor.
+
+    Raises:
+        ValueError: an explicit backend that is not there or does not compute this dtype or device.
+    """
+    import torch
+
+    if backend != "auto" and backend not in backends():
+        raise ValueError(f"backend is 'auto' or one of {backends()} here, got {backend!r}")
+    fitting = {"cpu": "cpp", "cuda": "cuda"}.get(x.device.type, "torch")
+    if x.dtype == torch.float64 or fitting not in backends():
+        fitting = "torch"
+    if backend in ("auto", fitting, "torch"):
+        return fitting if backend == "auto" else backend
+    raise ValueError(f"backend {backend!r} does not compute {name} of {x.dtype} on {x.device}: say 'auto'")
