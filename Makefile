@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; `make` alone explains them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench browser mutants clean
+.PHONY: help setup demo test test-slow lint bench cuda sanitize browser mutants clean
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -9,7 +9,13 @@ ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.ready
+COMPILED := .venv/.compiled
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# The kernels' sources: a change compiles them anew, in .venv alone.
+CSRC := $(shell find rl_think_ext/kernels/csrc -type f)
+NATIVE := CMakeLists.txt $(wildcard cmake/*) $(CSRC)
+# Development has no use for the CUDA kernels, which take minutes to compile: `make cuda` is apart.
+BUILD := PIP_CONSTRAINT=constraints.txt $(PIP) install -C cmake.define.RL_THINK_CUDA=OFF -C cmake.define.RL_THINK_WERROR=ON
 MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -27,25 +33,32 @@ help: ## print this
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
-setup: $(READY) ## set up .venv; the other targets do it by themselves
+setup: $(COMPILED) ## set up .venv; the other targets do it by themselves
 
-demo: $(READY) ## teach the embedded model to think with RLP, on this machine
+demo: $(COMPILED) ## teach the embedded model to think with RLP, on this machine
 	@$(BIN)/rl-think demo $(ARGS)
 
-test: $(READY) ## tests and doctests that are not slow; at most 12 minutes (ARGS goes to pytest)
+test: $(COMPILED) ## tests and doctests that are not slow; at most 12 minutes (ARGS goes to pytest)
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(READY) ## the tests that train (ARGS goes to pytest)
+test-slow: $(COMPILED) ## the tests that train (ARGS goes to pytest)
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(READY) ## ruff, formatting, types, import rules
+lint: $(COMPILED) ## ruff, formatting (C++ too), types, import rules
 	@$(BIN)/ruff check
+	@$(BIN)/clang-format --dry-run -Werror $(CSRC)
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY) ## time the scorer (ARGS goes to benchmarks/scoring.py)
+bench: $(COMPILED) ## time the scorer (ARGS goes to benchmarks/scoring.py)
 	@$(BIN)/python benchmarks/scoring.py $(ARGS)
+
+cuda: $(COMPILED) ## a wheel with the CUDA kernels for every architecture, in dist/; needs nvcc 13, takes minutes
+	@$(PIP) wheel --no-deps -w dist -C cmake.define.RL_THINK_CUDA=ON -C cmake.define.RL_THINK_WERROR=ON .
+
+sanitize: $(COMPILED) ## the kernels' tests under the address and undefined-behaviour sanitizers
+	@$(BIN)/python tests/sanitize.py $(ARGS)
 
 browser: ## install Debian's chromium where there is none; the slow tests open the report in it
 	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null; then exit 0; fi; \
@@ -54,15 +67,20 @@ browser: ## install Debian's chromium where there is none; the slow tests open t
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core fonts-liberation >/dev/null
 
-mutants: $(READY) ## take each protected fix out of a copy; its test must turn red (ARGS='--only NAME')
+mutants: $(COMPILED) ## take each protected fix out of a copy; its test must turn red (ARGS='--only NAME')
 	@$(BIN)/python tests/mutants/run.py -j $(JOBS) $(ARGS)
 
 clean: ## remove caches and builds; .venv stays
 	@rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
+$(COMPILED): $(NATIVE) | $(READY)
+	@echo "make: compiling the kernels"
+	@$(BUILD) --no-deps -e .
+	@touch $@
+
 # .unfinished marks a set-up that was interrupted: pip may have left half a package behind, so it starts from nothing.
-$(READY): pyproject.toml constraints.txt CMakeLists.txt
+$(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON) here; pass PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; need = tuple(map(int, "$(MIN_PYTHON)".split("."))); \
 	sys.exit(0 if v >= need else "make: $(PYTHON) is Python %d.%d; $(MIN_PYTHON) or newer is needed: make PYTHON=/path/to/python$(MIN_PYTHON)" % v)'
@@ -71,5 +89,5 @@ $(READY): pyproject.toml constraints.txt CMakeLists.txt
 	@mkdir -p .venv && touch .venv/.unfinished
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt $(TORCH)
-	@$(PIP) install -c constraints.txt -e '.[trl,verl,data,dev]'
-	@rm .venv/.unfinished && touch $@
+	@$(BUILD) -e '.[trl,verl,data,dev]'
+	@rm .venv/.unfinished && touch $@ $(COMPILED)

@@ -6,10 +6,12 @@ and "torch", which is the readable reference. docs/kernels.md says what each is 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
+
+from rl_think_ext.kernels import checks, direct, linear_ops, native, ops, torch_backend
 
 
 class Partials(NamedTuple):
@@ -30,8 +32,6 @@ def available_backends() -> tuple[str, ...]:
     >>> "torch" in available_backends()
     True
     """
-    from rl_think_ext.kernels import native
-
     return native.backends()
 
 
@@ -77,10 +77,8 @@ def masked_logprob(
     >>> masked_logprob(torch.zeros(2, 4), torch.tensor([1, -100]), torch.tensor([True, False]))
     tensor([-1.3863,  0.0000])
     """
-    import torch
-
-    from rl_think_ext.kernels import checks, native, torch_backend
-
+    if backend == "auto" and rows is backward_out is None and direct.suits(logits, labels, mask, temperature, softcap):
+        return direct.masked_logprob(logits, labels, mask, temperature, softcap, entropy)
     checks.check_plain(logits, "logits")
     which = native.choose(backend, logits, "logits")
     checks.check_numbers(logits, temperature, softcap, "logits")
@@ -89,8 +87,9 @@ def masked_logprob(
     if which == "torch":
         mask = checks.check_values(labels, mask, rows, logits.shape[-1])
         return torch_backend.masked_logprob(logits, labels, mask, temperature, softcap, entropy, backward_out)
-    op = torch.ops.rl_think_ext.logprob
-    found = op(logits, labels, mask, rows, temperature, softcap or 0.0, entropy, inplace_backward, backward_out)
+    found = ops.logprob(
+        logits, labels, mask, rows, temperature, softcap or 0.0, entropy, inplace_backward, backward_out
+    )
     return (found[0], found[1].detach()) if entropy else found[0]
 
 
@@ -122,10 +121,6 @@ def linear_masked_logprob(
     >>> linear_masked_logprob(torch.ones(1, 2), torch.zeros(4, 2), torch.tensor([3]))
     tensor([-1.3863])
     """
-    import torch
-
-    from rl_think_ext.kernels import checks, native, torch_backend
-
     checks.check_plain(hidden, "hidden")
     checks.check_plain(weight, "weight")
     hidden, weight, bias = checks.autocast(hidden, weight, bias)
@@ -136,9 +131,10 @@ def linear_masked_logprob(
     if which == "torch":
         mask = checks.check_values(labels, mask, rows, weight.shape[0])
         return torch_backend.linear_masked_logprob(hidden, weight, labels, mask, bias, temperature, softcap, entropy)
-    op = torch.ops.rl_think_ext.linear_logprob
     keep = hidden.is_cuda and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    found = op(hidden, weight, bias, labels, mask, rows, temperature, softcap or 0.0, entropy, keep)
+    found = linear_ops.linear_logprob(
+        hidden, weight, bias, labels, mask, rows, temperature, softcap or 0.0, entropy, keep
+    )
     return (found[0], found[1].detach()) if entropy else found[0]
 
 
@@ -171,10 +167,6 @@ def logprob_partials(
     >>> logprob_partials(torch.zeros(1, 4), torch.tensor([9]), first=8)
     Partials(max=tensor([0.]), sum=tensor([4.]), label=tensor([0.]))
     """
-    import torch
-
-    from rl_think_ext.kernels import checks, native, torch_backend
-
     checks.check_plain(logits, "logits")
     which = native.choose(backend, logits, "logits")
     checks.check_numbers(logits, temperature, softcap, "logits")
@@ -183,5 +175,4 @@ def logprob_partials(
         mask = checks.check_values(labels, mask, rows, None)
         return Partials(*torch_backend.partials(logits.detach(), labels, mask, temperature, softcap, first))
     with torch.no_grad():
-        op = torch.ops.rl_think_ext.logprob_partials
-        return Partials(*op(logits, labels, mask, rows, temperature, softcap or 0.0, first))
+        return Partials(*ops.logprob_partials(logits, labels, mask, rows, temperature, softcap or 0.0, first))

@@ -145,7 +145,7 @@ def _backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | Non
         return (None,) * 10
     saved = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
-    found = torch.ops.rl_think_ext.linear_logprob_backward(grad, *saved, ctx.temperature, ctx.softcap, *needs)
+    found = torch.ops.rl_think_ext.linear_logprob_backward.default(grad, *saved, ctx.temperature, ctx.softcap, *needs)
     return *(one if need else None for one, need in zip(found, needs, strict=True)), *(None,) * 7
 
 
@@ -153,3 +153,5 @@ register("linear_logprob", _forward_cpu, _forward_cuda, _forward_fake)
 register("linear_logprob_backward", _backward_cpu, _backward_cuda, _backward_fake)
 torch.library.register_autograd("rl_think_ext::linear_logprob", _backward, setup_context=_remember, lib=LIBRARY)
 torch.library.register_autograd("rl_think_ext::linear_logprob_backward", no_second_derivative, lib=LIBRARY)
+
+linear_logprob = torch.ops.rl_think_ext.linear_logprob.default

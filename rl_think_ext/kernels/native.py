@@ -33,9 +33,6 @@ def module() -> Any:
     wanted = os.environ.get("RL_THINK_ISA")
     if wanted and found.isa() != wanted:
         raise ValueError(f"RL_THINK_ISA is one of {', '.join(INSTRUCTIONS)} that this machine has, got {wanted!r}")
-    # Its ops are known to torch from here on.
-    importlib.import_module("rl_think_ext.kernels.ops")
-    importlib.import_module("rl_think_ext.kernels.linear_ops")
     return found
 
 

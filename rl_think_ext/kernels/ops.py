@@ -186,9 +186,7 @@ def _partials_cuda(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return cuda_rows.partials(*args)
 
 
-def _forward_fake(
-    logits: Tensor, labels: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_fake(logits: Tensor, labels: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return new_results(labels, True, rest[4])
 
 
@@ -218,14 +216,14 @@ def _backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | Non
     *saved, out = ctx.saved_tensors
     numbers = (ctx.temperature, ctx.softcap)
     if not ctx.inplace and out is None:
-        return torch.ops.rl_think_ext.logprob_backward(grad, *saved, *numbers), *none
+        return torch.ops.rl_think_ext.logprob_backward.default(grad, *saved, *numbers), *none
     if torch.is_grad_enabled():
         raise NotImplementedError("a gradient that is written over other memory has no graph: leave create_graph off")
     if out is not None:
-        torch.ops.rl_think_ext.logprob_backward_into(grad, *saved, *numbers, out)
+        torch.ops.rl_think_ext.logprob_backward_into.default(grad, *saved, *numbers, out)
         return out.detach(), *none
     logits = saved[0]
-    torch.ops.rl_think_ext.logprob_backward_inplace(grad, *saved, *numbers)
+    torch.ops.rl_think_ext.logprob_backward_inplace.default(grad, *saved, *numbers)
     if not torch.compiler.is_compiling():
         # Whoever saved these logits, a second backward through this graph too, is told that they are gone.
         torch.autograd.graph.increment_version(logits)
@@ -255,3 +253,6 @@ register("logprob_backward_inplace", _inplace_cpu, _inplace_cuda, _nothing_fake)
 register("logprob_partials", _partials_cpu, _partials_cuda, _partials_fake)
 torch.library.register_autograd("rl_think_ext::logprob", _backward, setup_context=_remember, lib=LIBRARY)
 torch.library.register_autograd("rl_think_ext::logprob_backward", no_second_derivative, lib=LIBRARY)
+
+logprob = torch.ops.rl_think_ext.logprob.default
+logprob_partials = torch.ops.rl_think_ext.logprob_partials.default

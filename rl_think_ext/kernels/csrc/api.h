@@ -1,5 +1,5 @@
-// What Python hands over: raw pointers and 64-bit sizes, checked there. No torch header is included anywhere, so that one
-// binary serves every torch.
+// What Python hands over: raw pointers and 64-bit sizes, checked there. No torch header is included anywhere, so that
+// one binary serves every torch.
 #pragma once
 
 #include <cstdint>
@@ -36,12 +36,14 @@ struct Selection {
   const bool* mask;
 };
 
-// Results by row, [num_rows]: natural units. `max` is that of v, `log_sum` the log of sum(exp((v - max) / temperature)).
+// Results by row, [num_rows]: natural units. `max` is that of v, `log_sum` the log of sum(exp((v - max) /
+// temperature)).
 struct RowResults {
-  float *logprob, *entropy, *max, *log_sum;  // entropy may be null
+  float *logprob, *entropy, *max, *log_sum;  // all but logprob may be null
 };
 
-// Results of one shard of the vocabulary: `sum` is not a log, `label` is z at the label, 0 where it is not in the shard.
+// Results of one shard of the vocabulary: `sum` is not a log, `label` is z at the label, 0 where it is not in the
+// shard.
 struct RowPartials {
   float *max, *sum, *label;
 };

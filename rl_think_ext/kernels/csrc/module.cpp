@@ -56,15 +56,20 @@ void backward(int dtype, Address logits, int64_t inner, int64_t outer_stride, in
               int64_t first, int64_t num_rows, Address listed, int64_t num_listed, Address mask, float inv_temperature,
               float softcap, Address grad, Address max, Address log_sum, bool clear, int threads) {
   rows_backward(grid(dtype, logits, inner, outer_stride, inner_stride),
-                grid(dtype, out, out_inner, out_outer_stride, out_inner_stride), vocab, at<const int64_t>(labels), first,
-                selection(num_rows, listed, num_listed, mask), {inv_temperature, softcap}, at<const float>(grad),
+                grid(dtype, out, out_inner, out_outer_stride, out_inner_stride), vocab, at<const int64_t>(labels),
+                first, selection(num_rows, listed, num_listed, mask), {inv_temperature, softcap}, at<const float>(grad),
                 at<const float>(max), at<const float>(log_sum), clear, threads);
 }
 
 Head head(int dtype, Address hidden, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t depth,
           Address weight, int64_t weight_stride, int64_t vocab, Address bias, float inv_temperature, float softcap) {
-  return {grid(dtype, hidden, inner, outer_stride, inner_stride), at<const char>(weight), depth, vocab, weight_stride,
-          at<const char>(bias), {inv_temperature, softcap}};
+  return {grid(dtype, hidden, inner, outer_stride, inner_stride),
+          at<const char>(weight),
+          depth,
+          vocab,
+          weight_stride,
+          at<const char>(bias),
+          {inv_temperature, softcap}};
 }
 
 int64_t linear_forward_at(int dtype, Address hidden, int64_t inner, int64_t outer_stride, int64_t inner_stride,
@@ -75,7 +80,8 @@ int64_t linear_forward_at(int dtype, Address hidden, int64_t inner, int64_t oute
   const Selection rows = selection(num_rows, listed, num_listed, mask);
   const int64_t bad = first_bad_row(rows, at<const int64_t>(labels), vocab);
   if (bad != -1) return bad;
-  linear_forward(head(dtype, hidden, inner, outer_stride, inner_stride, depth, weight, weight_stride, vocab, bias, inv_temperature, softcap),
+  linear_forward(head(dtype, hidden, inner, outer_stride, inner_stride, depth, weight, weight_stride, vocab, bias,
+                      inv_temperature, softcap),
                  at<const int64_t>(labels), rows,
                  {at<float>(logprob), at<float>(entropy), at<float>(max), at<float>(log_sum)}, threads);
   return bad;
@@ -86,7 +92,8 @@ void linear_backward_at(int dtype, Address hidden, int64_t inner, int64_t outer_
                         Address labels, int64_t num_rows, Address listed, int64_t num_listed, Address mask,
                         float inv_temperature, float softcap, Address grad, Address max, Address log_sum,
                         Address grad_hidden, Address grad_weight, Address grad_bias, int threads) {
-  linear_backward(head(dtype, hidden, inner, outer_stride, inner_stride, depth, weight, weight_stride, vocab, bias, inv_temperature, softcap),
+  linear_backward(head(dtype, hidden, inner, outer_stride, inner_stride, depth, weight, weight_stride, vocab, bias,
+                       inv_temperature, softcap),
                   at<const int64_t>(labels), selection(num_rows, listed, num_listed, mask), at<const float>(grad),
                   at<const float>(max), at<const float>(log_sum), at<char>(grad_hidden), at<char>(grad_weight),
                   at<char>(grad_bias), threads);

@@ -71,8 +71,8 @@ class Pool {
   int wanted_ = 0, running_ = 0, started_ = 0;
 };
 
-// Never destroyed: at the end of the process its workers still wait on it. A fork leaves the threads behind and may copy a
-// locked mutex, so a child makes a pool of its own.
+// Never destroyed: at the end of the process its workers still wait on it. A fork leaves the threads behind and may
+// copy a locked mutex, so a child makes a pool of its own.
 std::atomic<Pool*> shared{nullptr};
 
 Pool& pool() {

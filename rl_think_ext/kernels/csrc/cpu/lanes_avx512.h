@@ -58,7 +58,8 @@ struct Lanes {
       put<streaming>(x, _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(rounded(a), 16), rounded(b)));
     } else {
       const __m256i low = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT);
-      put<streaming>(x, _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm512_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT), 1));
+      put<streaming>(x,
+                     _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm512_cvtps_ph(b, _MM_FROUND_TO_NEAREST_INT), 1));
     }
   }
 

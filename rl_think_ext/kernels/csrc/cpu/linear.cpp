@@ -147,12 +147,14 @@ void fold_span(const Head& head, const Selected& rows, const int64_t* labels, co
   for (int64_t i = 0; i < hidden.count; ++i) {
     const double sum = static_cast<double>(w.sum[i]) + w.carry[i];
     const bool nothing = w.max[i] == -FLT_MAX && sum == sum;  // every logit of the span is -inf
-    states[i] = nothing ? RowState{-INFINITY, 0, 0} : RowState{w.max[i], sum, static_cast<double>(w.weighted[i]) * kLn2};
+    states[i] =
+        nothing ? RowState{-INFINITY, 0, 0} : RowState{w.max[i], sum, static_cast<double>(w.weighted[i]) * kLn2};
   }
 }
 
-// The backward goes through the vocabulary in slabs: dz of a slab, then what it adds to each gradient. A slab of the weight's
-// gradient is complete at once, so it needs no float32 copy of the whole; that of the hidden states is summed over slabs.
+// The backward goes through the vocabulary in slabs: dz of a slab, then what it adds to each gradient. A slab of the
+// weight's gradient is complete at once, so it needs no float32 copy of the whole; that of the hidden states is summed
+// over slabs.
 class Backward {
  public:
   Backward(const Head& head, const Selected& rows, const int64_t* labels, int num_threads)
@@ -246,11 +248,12 @@ class Backward {
       const int64_t first = tile * tile_rows_;
       float* products = workers_[worker].products.data();
       for (int64_t d = 0; d < head_.depth; d += width) {
-        kernels().multiply({rows_.count(), bytes(&dz_[first * pitch_]), pitch_ * 4, 4, bytes(&hidden_[d]), depth_ * 4,
-                            products});
+        kernels().multiply(
+            {rows_.count(), bytes(&dz_[first * pitch_]), pitch_ * 4, 4, bytes(&hidden_[d]), depth_ * 4, products});
         for (int64_t j = first; j < std::min(first + tile_rows_, count); ++j) {
           char* target = out + ((v0 + j) * head_.depth + d) * item;
-          kernels().narrow(head_.hidden.dtype, products + (j - first) * width, target, std::min(width, head_.depth - d));
+          kernels().narrow(head_.hidden.dtype, products + (j - first) * width, target,
+                           std::min(width, head_.depth - d));
         }
       }
     });
@@ -302,7 +305,8 @@ void linear_forward(const Head& head, const int64_t* labels, const Selection& se
                     int num_threads) {
   const Selected rows(selection);
   const int64_t span = kSpanTiles * kernels().tile_rows, spans = (head.vocab + span - 1) / span;
-  std::vector<Worker> workers(num_threads, Worker(head, rounded_up(std::min(rows.count(), kRowBlock), kernels().panel)));
+  std::vector<Worker> workers(num_threads,
+                              Worker(head, rounded_up(std::min(rows.count(), kRowBlock), kernels().panel)));
   for (int64_t begin = 0; begin < rows.count(); begin += kRowBlock) {
     const Panels hidden(head, rows, begin, std::min(kRowBlock, rows.count() - begin), num_threads);
     std::vector<RowState> states(spans * hidden.count);

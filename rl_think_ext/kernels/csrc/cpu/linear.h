@@ -16,8 +16,8 @@ struct Head {
 
 void linear_forward(const Head&, const int64_t* labels, const Selection&, const RowResults&, int num_threads);
 
-// Any of the gradients may be null: [num_rows, depth] (only wanted rows are written), [vocab, depth], [vocab], contiguous, in
-// the hidden states' dtype; every sum is float32.
+// Any of the gradients may be null: [num_rows, depth] (only wanted rows are written), [vocab, depth], [vocab],
+// contiguous, in the hidden states' dtype; every sum is float32.
 void linear_backward(const Head&, const int64_t* labels, const Selection&, const float* grad, const float* max,
                      const float* log_sum, char* grad_hidden, char* grad_weight, char* grad_bias, int num_threads);
 

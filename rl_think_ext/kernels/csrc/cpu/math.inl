@@ -7,8 +7,8 @@ namespace {
 // Below this 2^t counts as nothing; it also keeps -inf out of the arithmetic.
 constexpr float kLowest = -126.0f;
 
-// 2^t for t in [-126, 127], NaN and +inf to NaN; relative error below 1e-7. The polynomial is 2^r on [-1/2, 1/2] with the
-// least relative error among those of degree 6 that are exactly 1 at 0.
+// 2^t for t in [-126, 127], NaN and +inf to NaN; relative error below 1e-7. The polynomial is 2^r on [-1/2, 1/2] with
+// the least relative error among those of degree 6 that are exactly 1 at 0.
 inline Lanes::F exp2_of(Lanes::F t) {
   const Lanes::F n = Lanes::round(t), r = Lanes::sub(t, n);
   Lanes::F p = Lanes::set(0x1.41d334p-13f);

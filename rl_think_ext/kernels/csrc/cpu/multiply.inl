@@ -1,8 +1,8 @@
 // A few rows of a times a panel of b, for whichever Lanes are in scope.
 //
-// A lane is a row of hidden states, packed once as [depth][panel]; the weight is read as it lies, each of its numbers once
-// per panel, as a broadcast. So nothing of the vocabulary's size is ever packed, and the statistics need no sums across
-// lanes.
+// A lane is a row of hidden states, packed once as [depth][panel]; the weight is read as it lies, each of its numbers
+// once per panel, as a broadcast. So nothing of the vocabulary's size is ever packed, and the statistics need no sums
+// across lanes.
 namespace rl_think {
 namespace {
 

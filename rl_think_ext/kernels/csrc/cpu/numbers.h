@@ -14,8 +14,8 @@ constexpr float kLn2 = 0.693147180559945309f;
 template <Dtype D>
 constexpr int64_t item_size = D == Dtype::f32 ? 4 : 2;
 
-// Each instruction set compiles its own copy of what follows, and of everything in the .inl files: a shared inline function
-// could be the one with instructions that this machine lacks. So no std:: template either.
+// Each instruction set compiles its own copy of what follows, and of everything in the .inl files: a shared inline
+// function could be the one with instructions that this machine lacks. So no std:: template either.
 namespace {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }

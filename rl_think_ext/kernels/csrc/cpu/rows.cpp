@@ -34,7 +34,8 @@ void scan_rows(const Grid& logits, int64_t vocab, const Selected& rows, Scaling 
     const int64_t together = std::max<int64_t>(1, kSegment / vocab);
     parallel_for((rows.count() + together - 1) / together, num_threads, [&](int64_t task, int) {
       const int64_t end = std::min(rows.count(), (task + 1) * together);
-      for (int64_t i = task * together; i < end; ++i) done(rows[i], scan_part(logits, rows[i], 0, vocab, scaling, entropy));
+      for (int64_t i = task * together; i < end; ++i)
+        done(rows[i], scan_part(logits, rows[i], 0, vocab, scaling, entropy));
     });
     return;
   }
@@ -89,16 +90,17 @@ void finish(const RowState& state, float label, float inv_temperature, int64_t r
   const bool ruled_out = state.max == -INFINITY && state.sum == 0;
   const double logprob = ruled_out ? -INFINITY : (static_cast<double>(label) - state.max) * inv_temperature - log_sum;
   out.logprob[r] = static_cast<float>(logprob);
-  out.max[r] = state.max;
-  out.log_sum[r] = static_cast<float>(log_sum);
+  if (out.max) out.max[r] = state.max;
+  if (out.log_sum) out.log_sum[r] = static_cast<float>(log_sum);
   if (out.entropy) out.entropy[r] = static_cast<float>(ruled_out ? kNaN : log_sum - state.weighted / state.sum);
 }
 
 void rows_forward(const Grid& logits, int64_t vocab, const int64_t* labels, const Selection& selection, Scaling scaling,
                   const RowResults& out, int num_threads) {
-  scan_rows(logits, vocab, Selected(selection), scaling, out.entropy, num_threads, [&](int64_t r, const RowState& state) {
-    finish(state, logit_at(logits, r, labels[r], scaling), scaling.inv_temperature, r, out);
-  });
+  scan_rows(logits, vocab, Selected(selection), scaling, out.entropy, num_threads,
+            [&](int64_t r, const RowState& state) {
+              finish(state, logit_at(logits, r, labels[r], scaling), scaling.inv_temperature, r, out);
+            });
 }
 
 void rows_partials(const Grid& logits, int64_t vocab, const int64_t* labels, int64_t first, const Selection& selection,

@@ -6,13 +6,13 @@
 
 namespace rl_think {
 
-// The first wanted row whose label is outside [0, vocab), or -1; a listed row that is no row or out of order at position i
-// is -2 - i.
+// The first wanted row whose label is outside [0, vocab), or -1; a listed row that is no row or out of order at
+// position i is -2 - i.
 int64_t first_bad_row(const Selection&, const int64_t* labels, int64_t vocab);
 
 // log softmax(z)[label] and the state of each wanted row; the others are not touched.
-void rows_forward(const Grid& logits, int64_t vocab, const int64_t* labels, const Selection&, Scaling, const RowResults&,
-                  int num_threads);
+void rows_forward(const Grid& logits, int64_t vocab, const int64_t* labels, const Selection&, Scaling,
+                  const RowResults&, int num_threads);
 
 // One shard of the vocabulary: labels [first, first + vocab) are here.
 void rows_partials(const Grid& logits, int64_t vocab, const int64_t* labels, int64_t first, const Selection&, Scaling,

@@ -8,8 +8,8 @@ namespace {
 constexpr int64_t kPair = 2 * Lanes::width;
 // Sums are float32 within a block and float64 across blocks.
 constexpr int64_t kBlock = 64 * kPair;
-// In bits: as far as a logit may lie above the reference before the sum so far is rescaled. The exponent is rounded to 24
-// bits, so the largest terms are off by its size times 2^-24.
+// In bits: as far as a logit may lie above the reference before the sum so far is rescaled. The exponent is rounded to
+// 24 bits, so the largest terms are off by its size times 2^-24.
 constexpr float kHeadroom = 4.0f;
 
 struct Block {
@@ -110,7 +110,8 @@ RowState scan_row(const char* x, int64_t n, Scaling scaling) {
 
 template <Dtype D>
 RowState scan_dtype(const char* x, int64_t n, Scaling scaling, bool entropy) {
-  if (scaling.softcap > 0) return entropy ? scan_row<D, true, true>(x, n, scaling) : scan_row<D, true, false>(x, n, scaling);
+  if (scaling.softcap > 0)
+    return entropy ? scan_row<D, true, true>(x, n, scaling) : scan_row<D, true, false>(x, n, scaling);
   return entropy ? scan_row<D, false, true>(x, n, scaling) : scan_row<D, false, false>(x, n, scaling);
 }
 

@@ -1,4 +1,5 @@
-// Log-softmax over the products of a tile while these are in the cache, for whichever Lanes are in scope; a lane is a row.
+// Log-softmax over the products of a tile while these are in the cache, for whichever Lanes are in scope; a lane is a
+// row.
 namespace rl_think {
 namespace {
 

@@ -40,7 +40,7 @@ __device__ void keep(const Task& task, int64_t r, const State& chunk, float labe
 }
 
 template <bool kCap, bool kEntropy, bool kBias>
-__global__ void __launch_bounds__(kBlock) fold_kernel(Task task) {
+__global__ void __launch_bounds__(kBlock, 2) fold_kernel(Task task) {
   for (int64_t r = blockIdx.x; r < task.chunk.num_rows; r += gridDim.x) {
     const float* data = task.chunk.logits + r * task.chunk.stride;
     const Value<kCap, kBias> value{task.scale, kBias ? task.chunk.bias + task.chunk.first : nullptr};

@@ -117,7 +117,7 @@ __device__ void write_zeros(Out* out, int size, int lane) {
 }
 
 template <class In, class Out, int kGroup, bool kCap, bool kBias>
-__global__ void __launch_bounds__(kBlock) gradient_kernel(Task task) {
+__global__ void __launch_bounds__(kBlock, 4) gradient_kernel(Task task) {
   const int groups = blockDim.x / kGroup, lane = threadIdx.x % kGroup;
   const int64_t items = (task.rows.listed ? task.rows.num_listed : task.rows.num_rows) * task.splits;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * groups;

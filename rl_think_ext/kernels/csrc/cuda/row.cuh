@@ -214,47 +214,56 @@ struct Ragged {
   }
 };
 
-// Folds [0, size) of a row; value(x, j) is v of element j.
-template <int kGroup, int kLoads, bool kEntropy, class T, class Value>
-__device__ __forceinline__ State fold_row(const T* data, int size, int lane, float exponent, const Value& value) {
-  constexpr int kSize = Packed<T>::size;
-  const Ragged<T> ragged(data, size);
-  const int single = ragged.single(lane);
-  const float edge[1] = {single < 0 ? kNothing : value(Packed<T>::widen(data[single]), single)};
-  const uint4* vectors = reinterpret_cast<const uint4*>(data + ragged.head);
-  State state{kNothing, 0.0f, 0.0f};
-  float v[kLoads * kSize];
-  uint4 raw[kLoads];
-  int i = lane;
-  for (; i + (kLoads - 1) * kGroup < ragged.vectors; i += kLoads * kGroup) {
+// The vectors that a thread reads at once: kLoads of them, `stride` apart from vector i on.
+template <int kLoads, int kStride>
+__device__ __forceinline__ void load_vectors(uint4 (&raw)[kLoads], const uint4* vectors, int i, int count) {
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) raw[load] = __ldcs(vectors + i + load * kGroup);
-#pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      Packed<T>::unpack(raw[load], v + load * kSize);
-      const int j = ragged.head + (i + load * kGroup) * kSize;
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) v[load * kSize + k] = value(v[load * kSize + k], j + k);
-    }
-    fold_values<kEntropy>(state, v, exponent);
+  for (int load = 0; load < kLoads; ++load) {
+    raw[load] = i + load * kStride < count ? __ldcs(vectors + i + load * kStride) : make_uint4(0, 0, 0, 0);
   }
-  if (i < ragged.vectors) {
+}
+
+// Folds loaded vectors, 16 values at a time; where kAll is false, those from `count` on are not there.
+template <class T, int kLoads, int kStride, bool kAll, bool kEntropy, class Value>
+__device__ __forceinline__ void fold_vectors(State& state, const uint4 (&raw)[kLoads], int i, int count, int head,
+                                             float exponent, const Value& value) {
+  constexpr int kSize = Packed<T>::size, kAtOnce = 16 / kSize;
+  static_assert(kLoads % kAtOnce == 0);
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      raw[load] = i + load * kGroup < ragged.vectors ? __ldcs(vectors + i + load * kGroup) : make_uint4(0, 0, 0, 0);
-    }
+  for (int load = 0; load < kLoads; load += kAtOnce) {
+    float v[16];
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) {
-      const bool there = i + load * kGroup < ragged.vectors;
-      Packed<T>::unpack(raw[load], v + load * kSize);
-      const int j = ragged.head + (i + load * kGroup) * kSize;
+    for (int part = 0; part < kAtOnce; ++part) {
+      const int at = i + (load + part) * kStride;
+      float* values = v + part * kSize;
+      Packed<T>::unpack(raw[load + part], values);
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
-        v[load * kSize + k] = there ? value(v[load * kSize + k], j + k) : kNothing;
+        values[k] = kAll || at < count ? value(values[k], head + at * kSize + k) : kNothing;
       }
     }
     fold_values<kEntropy>(state, v, exponent);
   }
+}
+
+// Folds [0, size) of a row; value(x, j) is v of element j. The next vectors are on their way while these are folded.
+template <int kGroup, int kLoads, bool kEntropy, class T, class Value>
+__device__ __forceinline__ State fold_row(const T* data, int size, int lane, float exponent, const Value& value) {
+  const Ragged<T> ragged(data, size);
+  const int single = ragged.single(lane), count = ragged.vectors;
+  const float edge[1] = {single < 0 ? kNothing : value(Packed<T>::widen(data[single]), single)};
+  const uint4* vectors = reinterpret_cast<const uint4*>(data + ragged.head);
+  State state{kNothing, 0.0f, 0.0f};
+  uint4 raw[kLoads], next[kLoads];
+  int i = lane;
+  load_vectors<kLoads, kGroup>(raw, vectors, i, count);
+  for (; i + (kLoads - 1) * kGroup < count; i += kLoads * kGroup) {
+    load_vectors<kLoads, kGroup>(next, vectors, i + kLoads * kGroup, count);
+    fold_vectors<T, kLoads, kGroup, true, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
+#pragma unroll
+    for (int load = 0; load < kLoads; ++load) raw[load] = next[load];
+  }
+  fold_vectors<T, kLoads, kGroup, false, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
   fold_values<kEntropy>(state, edge, exponent);
   return state;
 }

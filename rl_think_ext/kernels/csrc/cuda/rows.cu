@@ -54,7 +54,7 @@ __device__ void write_row(const Task& task, int64_t row, const State& state, flo
 }
 
 template <class T, int kGroup, bool kCap, bool kEntropy>
-__global__ void __launch_bounds__(kGroup == 32 ? 256 : kGroup) forward_kernel(Task task) {
+__global__ void __launch_bounds__(kGroup == 32 ? 256 : kGroup, kGroup == 32 ? 4 : 2) forward_kernel(Task task) {
   const int groups = blockDim.x / kGroup, lane = threadIdx.x % kGroup;
   const int64_t items = (task.rows.listed ? task.rows.num_listed : task.rows.num_rows) * task.splits;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * groups;
