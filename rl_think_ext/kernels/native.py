@@ -6,10 +6,10 @@ import importlib
 import os
 import warnings
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 INSTRUCTIONS = ("avx512_bf16", "avx512", "avx2", "scalar")
 
@@ -36,18 +36,18 @@ def module() -> Any:
     return found
 
 
-@cache
+@torch.compiler.assume_constant_result
 def backends() -> tuple[str, ...]:
     """The backends that work here, best first."""
+    return _backends()
+
+
+@cache
+def _backends() -> tuple[str, ...]:
     native = module()
     if native is None:
         return ("torch",)
-    if native.has_cuda:
-        import torch
-
-        if torch.cuda.is_available():
-            return ("cuda", "cpp", "torch")
-    return ("cpp", "torch")
+    return ("cuda", "cpp", "torch") if native.has_cuda and torch.cuda.is_available() else ("cpp", "torch")
 
 
 def choose(backend: str, x: Tensor, name: str) -> str:
@@ -56,8 +56,6 @@ def choose(backend: str, x: Tensor, name: str) -> str:
     Raises:
         ValueError: an explicit backend that is not there or does not compute this dtype or device.
     """
-    import torch
-
     if backend != "auto" and backend not in backends():
         raise ValueError(f"backend is 'auto' or one of {backends()} here, got {backend!r}")
     fitting = {"cpu": "cpp", "cuda": "cuda"}.get(x.device.type, "torch")

@@ -117,18 +117,18 @@ def _into_cpu(
     )
 
 
-def _backward_cpu(
-    grad: Tensor, logits: Tensor, labels: Tensor, mask: Tensor | None, rows: Tensor | None, *state: Any
-) -> Tensor:
+def _backward_cpu(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
     # Fresh zeros are not paid for before they are touched, so the masked rows cost nothing.
+    labels, mask, rows, highest, log_sum, temperature, softcap = rest
     everywhere = mask is None and rows is None
     out = (torch.empty if everywhere else torch.zeros)(logits.shape, dtype=logits.dtype)
-    _into_cpu(grad, logits, labels, mask, rows, *state, out, clear=False)
+    _into_cpu(grad, logits, labels, mask, rows, highest, log_sum, temperature, softcap, out, clear=False)
     return out
 
 
 def _inplace_cpu(grad: Tensor, logits: Tensor, *rest: Any) -> None:
-    _into_cpu(grad, logits, *rest, logits)
+    labels, mask, rows, highest, log_sum, temperature, softcap = rest
+    _into_cpu(grad, logits, labels, mask, rows, highest, log_sum, temperature, softcap, logits)
 
 
 def _partials_cpu(

@@ -275,8 +275,8 @@ __device__ __forceinline__ void write_results(const RowResults& results, int64_t
   const float distance = state.max == kNothing && state.sum == 0.0f ? kNothing : label - state.max;
   results.logprob[row] = distance == kNothing && log_sum == kNothing ? kNothing
                                                                     : distance * scale.inv_temperature - log_sum;
-  results.max[row] = state.max;
-  results.log_sum[row] = log_sum;
+  if (results.max) results.max[row] = state.max;
+  if (results.log_sum) results.log_sum[row] = log_sum;
   if (results.entropy) results.entropy[row] = log_sum - kLn2 * state.weighted / state.sum;
 }
 

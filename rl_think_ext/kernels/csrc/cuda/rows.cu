@@ -29,7 +29,9 @@ struct Value {
 
 __device__ void write_masked(const Task& task, int64_t row) {
   if (task.results.logprob) {
-    task.results.logprob[row] = task.results.max[row] = task.results.log_sum[row] = 0.0f;
+    task.results.logprob[row] = 0.0f;
+    if (task.results.max) task.results.max[row] = 0.0f;
+    if (task.results.log_sum) task.results.log_sum[row] = 0.0f;
     if (task.results.entropy) task.results.entropy[row] = 0.0f;
   } else {
     task.partials.max[row] = task.partials.sum[row] = task.partials.label[row] = 0.0f;
