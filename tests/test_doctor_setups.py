@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from rl_think_ext import cli
+from rl_think_ext.kernels import native
 from rl_think_ext.tiny import PROGRAMS_MODEL, TEXT_TOKENIZER
 
 TRAIN, STOCK = "recipes/rlp/tiny/train.yaml", "recipes/rlp/tiny/trl.yaml"
@@ -103,10 +104,21 @@ def vllm_outside_trls_range(place, patch):
     return []
 
 
+def without_kernels(patch):
+    patch.setattr(native, "_loaded", lambda: (None, "No module named '_native'"))
+    patch.setattr(native, "module", lambda: None)
+    patch.setattr(native, "_backends", lambda: ("torch",))
+    return []
+
+
+def no_kernels(place, patch):
+    return without_kernels(patch)
+
+
 def no_compiler(place, patch):
     patch.setenv("PATH", str(place))
     patch.delenv("CXX", raising=False)
-    return []
+    return without_kernels(patch)
 
 
 def plugin_raises(place, patch):
@@ -299,6 +311,7 @@ SETUPS = {
     trl_untested: ("warn", "trl 1.17.0 is not the tested 1.16.x"),
     vllm_outside_trls_range: ("warn", "vllm 0.1.0 is outside the range"),
     no_compiler: ("warn", "No C++ compiler is found (looked for c++, g++"),
+    no_kernels: ("warn", "The compiled kernels are not there (No module named '_native')"),
     plugin_raises: ("broken", "The plugin `evil` (evil_plugin) raises RuntimeError"),
     plugin_imports_what_is_not_there: ("broken", "No module named 'surely_not_installed'"),
     file_is_no_yaml: ("broken", "run.yaml, line 2: not plain YAML"),

@@ -15,17 +15,29 @@ INSTRUCTIONS = ("avx512_bf16", "avx512", "avx2", "scalar")
 
 
 @cache
+def _loaded() -> tuple[Any, str]:
+    try:
+        return importlib.import_module("rl_think_ext.kernels._native"), ""
+    except (ImportError, OSError) as error:
+        return None, str(error)
+
+
+def problem() -> str:
+    """Why the compiled module is not there; empty where it is."""
+    return _loaded()[1]
+
+
+@cache
 def module() -> Any:
     """The compiled module, or None where it was not built or cannot be loaded; then that is said once, aloud (F17).
 
     Raises:
         ValueError: RL_THINK_ISA names instructions that there are not, or that this machine does not have.
     """
-    try:
-        found = importlib.import_module("rl_think_ext.kernels._native")
-    except (ImportError, OSError) as error:
+    found, why_not = _loaded()
+    if found is None:
         warnings.warn(
-            f"the compiled kernels are not there ({error}): log-probs come from the slower torch backend. "
+            f"the compiled kernels are not there ({why_not}): log-probs come from the slower torch backend. "
             "Install a C++ compiler (GCC 11 or Clang 14, or newer) and reinstall rl_think_ext to get them.",
             stacklevel=2,
         )

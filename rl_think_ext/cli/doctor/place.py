@@ -20,7 +20,7 @@ TESTED = Path(__file__).parent / "tested.txt"
 EXTRAS = ("trl", "data", "verl")
 # Distributions whose module has another name.
 _MODULES = {"pyyaml": "yaml", "transferqueue": "transfer_queue"}
-_COMPILERS = ("c++", "g++", "clang++", "cl")
+_COMPILERS = ("c++", "g++", "clang++")
 
 
 def check_python(case: Case) -> Iterator[Finding]:
@@ -88,24 +88,42 @@ def check_backends(case: Case) -> Iterator[Finding]:
     import torch
 
     from rl_think_ext import kernels
+    from rl_think_ext.kernels import native
 
     backends = kernels.available_backends()
     value = kernels.masked_logprob(torch.zeros(1, 4), torch.tensor([1]))
     assert abs(float(value) + 1.3863) < 1e-3, value  # type: ignore[arg-type]
-    yield Finding("ok", "backends", f"masked_logprob works, with {', '.join(backends)}.")
+    if native.module() is None:
+        found = (
+            f"The compiled kernels are not there ({native.problem()}): masked_logprob works, more slowly, with torch."
+        )
+        yield Finding("warn", "backends", found, "Have a C++ compiler (the next line) and install rl_think_ext anew.")
+        return
+    isa = native.module().isa()
+    yield Finding("ok", "backends", f"masked_logprob works, with {', '.join(backends)}; the CPU's kernels use {isa}.")
+    if torch.cuda.is_available() and not native.module().has_cuda:
+        found = "The kernels were compiled without CUDA: on the GPU masked_logprob works, more slowly, with torch."
+        todo = (
+            "Put nvcc on the PATH and install rl_think_ext anew from its source, with -C cmake.define.RL_THINK_CUDA=ON."
+        )
+        yield Finding("warn", "backends", found, todo)
 
 
 def check_compiler(case: Case) -> Iterator[Finding]:
-    """A C++ compiler, as the build looks for one."""
+    """A C++ compiler, as the build looks for one; it matters where the kernels are not compiled."""
+    from rl_think_ext.kernels import native
+
     names = [name for name in (os.environ.get("CXX"), *_COMPILERS) if name]
     at = next((place for name in names if (place := shutil.which(name))), None)
     if at:
-        yield Finding("ok", "compiler", f"A C++ compiler is there ({Path(at).name}); this version compiles nothing.")
+        yield Finding("ok", "compiler", f"A C++ compiler is there ({Path(at).name}).")
         return
-    found = (
-        f"No C++ compiler is found (looked for {', '.join(names)}): nothing can be compiled, torch's backend is used."
-    )
-    yield Finding("warn", "compiler", found, "To have one: apt install g++ (Debian, Ubuntu), or name it in CXX.")
+    found = f"No C++ compiler is found (looked for {', '.join(names)})"
+    if native.module() is not None:
+        yield Finding("ok", "compiler", f"{found}; the kernels are compiled already.")
+        return
+    todo = "To have one: apt install g++ (Debian, Ubuntu), or name it in CXX."
+    yield Finding("warn", "compiler", f"{found}: the kernels cannot be compiled.", todo)
 
 
 def check_devices(case: Case) -> Iterator[Finding]:
