@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -20,8 +21,12 @@ def check_plain(x: Tensor, name: str) -> None:
         raise NotImplementedError(
             f"{name} is a DTensor: gather it first ({name}.full_tensor()), or call this inside the module's own forward"
         )
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._are_functorch_transforms_active():
         raise NotImplementedError("masked_logprob runs under no functorch transform (vmap, grad, jvp): call it plainly")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError(f"{name} carries a forward-mode tangent: masked_logprob has gradients backward only")
 
 
 def check_numbers(x: Tensor, temperature: float, softcap: float | None, name: str) -> None:
@@ -85,7 +90,9 @@ def check_rows(
 
 
 def check_memory(out: Tensor | None, inplace: bool, logits: Tensor) -> None:
-    """Memory for the gradient: like the logits, and one place for it."""
+    """Memory for the gradient: like the logits, one place for it, and a place of its own for each number."""
+    if inplace and (logits.is_neg() or _overlaps(logits)):
+        raise ValueError("rows of logits share memory, or are a negative view: leave inplace_backward off")
     if out is None:
         return
     if inplace:
@@ -96,6 +103,20 @@ def check_memory(out: Tensor | None, inplace: bool, logits: Tensor) -> None:
         )
     if out.requires_grad:
         raise ValueError("backward_out takes a gradient and can have none of its own: detach it")
+    if out.is_neg() or _overlaps(out):
+        raise ValueError("rows of backward_out share memory, or are a negative view: give it memory of its own")
+    if not torch.compiler.is_compiling() and out.untyped_storage()._cdata == logits.untyped_storage()._cdata:
+        raise ValueError("backward_out lies in the memory of logits: say inplace_backward=True instead")
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two elements may be one, as in an expanded tensor."""
+    reach = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def check_values(labels: Tensor, mask: Tensor | None, rows: Tensor | None, vocab: int | None) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from rl_think_ext.kernels import native
 from rl_think_ext.kernels.layout import CODES, address, grid
@@ -28,12 +29,13 @@ def suits(logits: Tensor, labels: Tensor, mask: Tensor | None, temperature: floa
         and (softcap is None or 0 < softcap < float("inf"))
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
         and native.module() is not None
     )
 
 
 def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
-    return type(x) is Tensor and x.is_cpu and x.dtype is dtype and x.is_contiguous()
+    return type(x) is Tensor and x.is_cpu and x.dtype is dtype and x.is_contiguous() and not x.is_neg()
 
 
 def masked_logprob(
@@ -42,8 +44,8 @@ def masked_logprob(
     """See `rl_think_ext.kernels.masked_logprob`."""
     rows = grid(logits)
     make = torch.empty if mask is None else torch.zeros
-    logprob = make(labels.shape, dtype=torch.float32)
-    entropies = make(labels.shape, dtype=torch.float32) if entropy else None
+    logprob = make(labels.shape, dtype=torch.float32, device="cpu")
+    entropies = make(labels.shape, dtype=torch.float32, device="cpu") if entropy else None
     bad = native.module().forward(
         CODES[logits.dtype],
         *rows.address,

@@ -21,7 +21,7 @@ class Grid(NamedTuple):
     @property
     def address(self) -> tuple[int, int, int, int]:
         """Base and strides, in the order of the compiled calls."""
-        return self.tensor.data_ptr(), self.inner, self.outer_stride, self.inner_stride
+        return address(self.tensor), self.inner, self.outer_stride, self.inner_stride
 
 
 def grid(x: Tensor) -> Grid:
@@ -44,8 +44,17 @@ def grid(x: Tensor) -> Grid:
 
 
 def address(x: Tensor | None) -> int:
-    """Of the first element; 0 for None."""
-    return 0 if x is None else x.data_ptr()
+    """Of the first element; 0 for None.
+
+    Raises:
+        ValueError: the tensor has elements and no memory, as a parameter that FSDP keeps elsewhere for now.
+    """
+    if x is None:
+        return 0
+    found = x.data_ptr()
+    if found == 0 and x.numel() > 0:
+        raise ValueError(f"the memory of a tensor {list(x.shape)} was freed: gather it, as FSDP does in a forward")
+    return found
 
 
 def chosen(labels: Tensor, mask: Tensor | None, rows: Tensor | None) -> tuple[int, int, int, int]:

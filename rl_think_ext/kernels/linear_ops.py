@@ -35,7 +35,7 @@ def _head(
         CODES[hidden.dtype],
         *x.address,
         hidden.shape[-1],
-        weight.data_ptr(),
+        address(weight),
         weight.stride(0),
         weight.shape[0],
         address(bias),

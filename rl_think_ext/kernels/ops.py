@@ -96,8 +96,6 @@ def _into_cpu(
     first: int = 0,
 ) -> None:
     x, target = grid(logits), grid(out)
-    if target.tensor.data_ptr() != out.data_ptr():
-        raise ValueError("a gradient is written over the logits, or into backward_out, only where rows are contiguous")
     grad = grad.resolve_neg().float().contiguous()
     native.module().backward(
         CODES[logits.dtype],
@@ -115,6 +113,8 @@ def _into_cpu(
         clear and (mask is not None or rows is not None),
         torch.get_num_threads(),
     )
+    if target.tensor.data_ptr() != out.data_ptr():
+        out.copy_(target.tensor.view(out.shape))  # its rows could only be addressed as a copy
 
 
 def _backward_cpu(grad: Tensor, logits: Tensor, *rest: Any) -> Tensor:
@@ -141,9 +141,10 @@ def _partials_cpu(
     first: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     highest, _, total, label = new_results(labels, mask is None and rows is None, False)
-    native.module().partials(
+    x = grid(logits)
+    bad = native.module().partials(
         CODES[logits.dtype],
-        *grid(logits).address,
+        *x.address,
         logits.shape[-1],
         labels.data_ptr(),
         first,
@@ -155,6 +156,8 @@ def _partials_cpu(
         label.data_ptr(),
         torch.get_num_threads(),
     )
+    if bad != -1:
+        complain(bad, labels, rows, logits.shape[-1])
     return highest, total, label
 
 

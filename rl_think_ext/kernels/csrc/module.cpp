@@ -43,12 +43,15 @@ int64_t forward(int dtype, Address logits, int64_t inner, int64_t outer_stride, 
   return bad;
 }
 
-void partials(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
+int64_t partials(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
               Address labels, int64_t first, int64_t num_rows, Address listed, int64_t num_listed, Address mask,
               float inv_temperature, float softcap, Address max, Address sum, Address label, int threads) {
-  rows_partials(grid(dtype, logits, inner, outer_stride, inner_stride), vocab, at<const int64_t>(labels), first,
-                selection(num_rows, listed, num_listed, mask), {inv_temperature, softcap},
-                {at<float>(max), at<float>(sum), at<float>(label)}, threads);
+  const Selection rows = selection(num_rows, listed, num_listed, mask);
+  const int64_t bad = first_bad_row(rows, nullptr, vocab);  // labels may be another shard's
+  if (bad != -1) return bad;
+  rows_partials(grid(dtype, logits, inner, outer_stride, inner_stride), vocab, at<const int64_t>(labels), first, rows,
+                {inv_temperature, softcap}, {at<float>(max), at<float>(sum), at<float>(label)}, threads);
+  return bad;
 }
 
 void backward(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, Address out,

@@ -26,11 +26,28 @@ struct Lanes {
   static F if_below(F a, F limit, F yes, F no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, limit, _CMP_LT_OQ));
   }
-  static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  // a * 2^n for whole n in [-126, 127], by adding n to the exponent of a number near 1.
-  static F times_power(F a, F n) {
-    const __m256i shifted = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), shifted));
+  // 2^(d * rate + add) as p * power: see numbers.h.
+  static F split(F d, F rate, F add, F& power, F& t) {
+    t = max(set(kLowest), fma(d, rate, add));
+    const F shifted = _mm256_add_ps(t, set(kToInteger));
+    power = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23));
+    return horner<Lanes>(sub(t, sub(shifted, set(kToInteger))), kPowerAround0);
+  }
+  static F exp2(F d, F rate, F add) {
+    F power, t;
+    const F p = split(d, rate, add, power, t);
+    return mul(p, power);
+  }
+  // The same without `add`, and the exponent.
+  static F exp2_of(F d, F rate, F& t) {
+    F power;
+    const F p = split(d, rate, set(0.0f), power, t);
+    return mul(p, power);
+  }
+  static F plus_exp2(F sum, F d, F rate) {
+    F power, t;
+    const F p = split(d, rate, set(0.0f), power, t);
+    return fma(p, power, sum);
   }
   static float sum(F a) {
     __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));

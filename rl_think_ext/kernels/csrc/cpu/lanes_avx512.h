@@ -26,8 +26,17 @@ struct Lanes {
   static F if_below(F a, F limit, F yes, F no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, limit, _CMP_LT_OQ), no, yes);
   }
-  static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  static F times_power(F a, F n) { return _mm512_scalef_ps(a, n); }
+  // 2^(d * rate + add): the machine takes whole and broken part of an exponent itself, and -inf to 0.
+  static F exp2(F d, F rate, F add) {
+    const F t = fma(d, rate, _mm512_add_ps(add, set(0.5f)));
+    return _mm512_scalef_ps(horner<Lanes>(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF), kPowerFromHalfBelow), t);
+  }
+  // The same without `add`, and the exponent.
+  static F exp2_of(F d, F rate, F& t) {
+    t = max(set(kLowest), mul(d, rate));
+    return exp2(d, rate, set(0.0f));
+  }
+  static F plus_exp2(F sum, F d, F rate) { return _mm512_add_ps(sum, exp2(d, rate, set(0.0f))); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float highest(F a) { return _mm512_reduce_max_ps(a); }
 

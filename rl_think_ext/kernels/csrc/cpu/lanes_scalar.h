@@ -2,8 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 
 #include "numbers.h"
 
@@ -27,8 +25,25 @@ struct Lanes {
   static F abs(F a) { return std::fabs(a); }
   static F with_sign(F a, F sign) { return std::copysign(a, sign); }
   static F if_below(F a, F limit, F yes, F no) { return a < limit ? yes : no; }
-  static F round(F a) { return std::nearbyint(a); }
-  static F times_power(F a, F n) { return std::isfinite(n) ? std::ldexp(a, static_cast<int>(n)) : a * n; }
+  // 2^(d * rate + add) as p * power: see numbers.h.
+  static F split(F d, F rate, F add, F& power, F& t) {
+    t = max(kLowest, d * rate + add);
+    const F shifted = t + kToInteger, n = shifted - kToInteger;
+    power = from_bits(to_bits(shifted) << 23);
+    return horner<Lanes>(t - n, kPowerAround0);
+  }
+  static F exp2(F d, F rate, F add) {
+    F power, t;
+    const F p = split(d, rate, add, power, t);
+    return p * power;
+  }
+  // The same without `add`, and the exponent.
+  static F exp2_of(F d, F rate, F& t) {
+    F power;
+    const F p = split(d, rate, set(0.0f), power, t);
+    return mul(p, power);
+  }
+  static F plus_exp2(F sum, F d, F rate) { return sum + exp2(d, rate, 0.0f); }
   static float sum(F a) { return a; }
   static float highest(F a) { return a; }
 

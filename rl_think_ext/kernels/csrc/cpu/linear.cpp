@@ -146,7 +146,8 @@ void fold_span(const Head& head, const Selected& rows, const int64_t* labels, co
   }
   for (int64_t i = 0; i < hidden.count; ++i) {
     const double sum = static_cast<double>(w.sum[i]) + w.carry[i];
-    const bool nothing = w.max[i] == -FLT_MAX && sum == sum;  // every logit of the span is -inf
+    // Every logit of the span is -inf: one that is -FLT_MAX would have brought a term of 1.
+    const bool nothing = w.max[i] == -FLT_MAX && sum < 0.5;
     states[i] =
         nothing ? RowState{-INFINITY, 0, 0} : RowState{w.max[i], sum, static_cast<double>(w.weighted[i]) * kLn2};
   }

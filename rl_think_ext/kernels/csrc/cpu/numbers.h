@@ -11,6 +11,18 @@ namespace rl_think {
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.693147180559945309f;
 
+// 2^t = 2^(t - n) * 2^n for the whole number n nearest to t. Adding this constant rounds t and leaves n + 127 in the
+// lowest bits, so that shifting them into the exponent's place gives 2^n, and 0 for -127.
+constexpr float kToInteger = 0x1.8p23f + 127.0f;
+// Below this 2^t is 0; it also keeps -inf out of the arithmetic.
+constexpr float kLowest = -127.0f;
+// 2^r on [-1/2, 1/2], and 2^(u - 1/2) on [0, 1], from the highest power down: of all polynomials of degree 6 those with
+// the least relative error (2e-9), with the last bit such that 2^0 is 1.
+constexpr float kPowerAround0[] = {
+    0x1.41d334p-13f, 0x1.5f456ap-10f, 0x1.3b2dbcp-7f, 0x1.c6aed4p-5f, 0x1.ebfbdap-3f, 0x1.62e430p-1f, 1.0f};
+constexpr float kPowerFromHalfBelow[] = {0x1.41d334p-13f, 0x1.cd2c6ep-11f, 0x1.c086d4p-8f, 0x1.4164d4p-5f,
+                                         0x1.5be3d4p-3f,  0x1.f5e45cp-2f,  0x1.6a09e6p-1f};
+
 template <Dtype D>
 constexpr int64_t item_size = D == Dtype::f32 ? 4 : 2;
 
@@ -19,6 +31,14 @@ constexpr int64_t item_size = D == Dtype::f32 ? 4 : 2;
 namespace {
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class Lanes, int size>
+inline typename Lanes::F horner(typename Lanes::F x, const float (&coefficients)[size]) {
+  typename Lanes::F p = Lanes::set(coefficients[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < size; ++i) p = Lanes::fma(p, x, Lanes::set(coefficients[i]));
+  return p;
+}
 
 inline float from_bits(uint32_t bits) {
   float value;

@@ -53,7 +53,7 @@ void scan_rows(const Grid& logits, int64_t vocab, const Selected& rows, Scaling 
 }  // namespace
 
 int64_t first_bad_row(const Selection& selection, const int64_t* labels, int64_t vocab) {
-  const auto bad = [&](int64_t r) { return labels[r] < 0 || labels[r] >= vocab; };
+  const auto bad = [&](int64_t r) { return labels && (labels[r] < 0 || labels[r] >= vocab); };
   if (selection.listed) {
     for (int64_t i = 0, last = -1; i < selection.num_listed; last = selection.listed[i++]) {
       const int64_t r = selection.listed[i];

@@ -7,7 +7,7 @@
 namespace rl_think {
 
 // The first wanted row whose label is outside [0, vocab), or -1; a listed row that is no row or out of order at
-// position i is -2 - i.
+// position i is -2 - i. Without labels only listed rows are checked.
 int64_t first_bad_row(const Selection&, const int64_t* labels, int64_t vocab);
 
 // log softmax(z)[label] and the state of each wanted row; the others are not touched.

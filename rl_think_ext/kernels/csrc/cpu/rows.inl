@@ -37,10 +37,15 @@ Block scan_block(const char* x, int64_t n, Scaling scaling, float reference) {
     for (int u = 0; u < 2; ++u) {
       v[u] = capped_logit<capped>(v[u], scaling);
       max[u] = Lanes::max(max[u], v[u]);
-      const Lanes::F t = Lanes::max(Lanes::set(kLowest), Lanes::mul(Lanes::sub(v[u], origin), rate));
-      const Lanes::F e = exp2_of(t);
-      sum[u] = Lanes::add(sum[u], e);
-      if constexpr (entropy) weighted[u] = Lanes::fma(e, t, weighted[u]);
+      const Lanes::F d = Lanes::sub(v[u], origin);
+      if constexpr (entropy) {
+        Lanes::F t;
+        const Lanes::F e = Lanes::exp2_of(d, rate, t);
+        sum[u] = Lanes::add(sum[u], e);
+        weighted[u] = Lanes::fma(e, t, weighted[u]);
+      } else {
+        sum[u] = Lanes::plus_exp2(sum[u], d, rate);
+      }
     }
   }
   return {Lanes::highest(Lanes::max(max[0], max[1])), Lanes::sum(Lanes::add(sum[0], sum[1])),
@@ -133,11 +138,8 @@ struct GradientOfLogit {
 
   template <bool capped>
   Lanes::F operator()(Lanes::F x, Scaling scaling) const {
-    const Lanes::F lowest = Lanes::set(kLowest);
     const Lanes::F v = capped_logit<capped>(x, scaling);
-    const Lanes::F t = Lanes::fma(Lanes::sub(v, max), rate, log2_sum);
-    const Lanes::F p = Lanes::if_below(t, lowest, Lanes::set(0.0f), exp2_of(Lanes::max(lowest, t)));
-    const Lanes::F out = Lanes::mul(p, scale);
+    const Lanes::F out = Lanes::mul(Lanes::exp2(Lanes::sub(v, max), rate, log2_sum), scale);
     if constexpr (!capped) return out;
     const Lanes::F th = Lanes::mul(v, Lanes::set(1.0f / scaling.softcap));
     return Lanes::mul(out, Lanes::fma(Lanes::sub(Lanes::set(0.0f), th), th, Lanes::set(1.0f)));

@@ -12,19 +12,24 @@ void fold_lanes(float* acc, int64_t count, Scaling scaling, LaneState state) {
     if constexpr (capped) Lanes::store(acc + i * kPanel, v);
     max = Lanes::max(v, max);  // NaN is dropped here; the sum will hold it
   }
-  const Lanes::F shift = Lanes::mul(Lanes::sub(old_max, max), rate), zero = Lanes::set(0.0f);
-  const Lanes::F factor = Lanes::if_below(shift, Lanes::set(kLowest), zero, exp2_above_lowest(shift));
+  const Lanes::F zero = Lanes::set(0.0f), step = Lanes::sub(old_max, max), factor = Lanes::exp2(step, rate, zero);
   Lanes::F tile = zero, weighted = zero;
   for (int64_t i = 0; i < count; ++i) {
-    const Lanes::F t = Lanes::mul(Lanes::sub(Lanes::load(acc + i * kPanel), max), rate);
-    const Lanes::F bounded = Lanes::max(Lanes::set(kLowest), t), e = exp2_of(bounded);
-    tile = Lanes::add(tile, e);
-    if constexpr (entropy) weighted = Lanes::fma(e, bounded, weighted);
+    const Lanes::F d = Lanes::sub(Lanes::load(acc + i * kPanel), max);
+    if constexpr (entropy) {
+      Lanes::F t;
+      const Lanes::F e = Lanes::exp2_of(d, rate, t);
+      tile = Lanes::add(tile, e);
+      weighted = Lanes::fma(e, t, weighted);
+    } else {
+      tile = Lanes::plus_exp2(tile, d, rate);
+    }
   }
   const Lanes::F sum = Lanes::mul(Lanes::load(state.sum), factor), carry = Lanes::mul(Lanes::load(state.carry), factor);
   if constexpr (entropy) {
-    // A shift of -inf or the like comes with a factor of 0.
-    const Lanes::F moved = Lanes::mul(Lanes::add(sum, carry), Lanes::max(Lanes::set(kLowest), shift));
+    // A step of -inf or the like comes with a factor of 0.
+    const Lanes::F bits = Lanes::max(Lanes::set(kLowest), Lanes::mul(step, rate));
+    const Lanes::F moved = Lanes::mul(Lanes::add(sum, carry), bits);
     Lanes::store(state.weighted, Lanes::add(Lanes::fma(Lanes::load(state.weighted), factor, moved), weighted));
   }
   // The rounding of each addition is kept: thousands of small tiles would otherwise vanish beside a large sum.
