@@ -30,7 +30,7 @@ def suits(logits: Tensor, labels: Tensor, mask: Tensor | None, temperature: floa
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
-        and native.module() is not None
+        and native.beats_torch()
     )
 
 

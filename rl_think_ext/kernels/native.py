@@ -49,6 +49,13 @@ def module() -> Any:
 
 
 @torch.compiler.assume_constant_result
+def beats_torch() -> bool:
+    """Whether the compiled module is there with vector instructions: plain C++ is slower than torch's own vectors."""
+    native = module()
+    return native is not None and (native.isa() != "scalar" or os.environ.get("RL_THINK_ISA") == "scalar")
+
+
+@torch.compiler.assume_constant_result
 def backends() -> tuple[str, ...]:
     """The backends that work here, best first."""
     return _backends()
@@ -73,6 +80,8 @@ def choose(backend: str, x: Tensor, name: str) -> str:
     fitting = {"cpu": "cpp", "cuda": "cuda"}.get(x.device.type, "torch")
     if x.dtype == torch.float64 or fitting not in backends():
         fitting = "torch"
-    if backend in ("auto", fitting, "torch"):
-        return fitting if backend == "auto" else backend
+    if backend == "auto":
+        return "torch" if fitting == "cpp" and not beats_torch() else fitting
+    if backend in (fitting, "torch"):
+        return backend
     raise ValueError(f"backend {backend!r} does not compute {name} of {x.dtype} on {x.device}: say 'auto'")
