@@ -12,8 +12,8 @@ READY := .venv/.ready
 COMPILED := .venv/.compiled
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The kernels' sources: a change compiles them anew, in .venv alone.
-CSRC := $(shell find rl_think_ext/kernels/csrc -type f)
-NATIVE := CMakeLists.txt $(wildcard cmake/*) $(CSRC)
+CSRC := $(shell find rl_think_ext/kernels/csrc -type f 2>/dev/null)
+NATIVE := $(wildcard CMakeLists.txt cmake/*) $(CSRC)
 # Development has no use for the CUDA kernels, which take minutes to compile: `make cuda` is apart.
 BUILD := PIP_CONSTRAINT=constraints.txt $(PIP) install -C cmake.define.RL_THINK_CUDA=OFF -C cmake.define.RL_THINK_WERROR=ON
 MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)

@@ -115,7 +115,8 @@ def check_links(page: Path) -> None:
 def check_yaml(mapping: Mapping[str, Any], block: Block) -> None:
     """Every key is one of the trainer's or of the method's, and the method takes the values."""
     if starts_a_run(block):
-        settings.check_keys(mapping, ["env", "rl_think", *trainer_keys()], block.name)
+        stock = block.text.startswith("# trl grpo") or "rl_think_ext.trl.rlp" in mapping.get("reward_funcs", [])
+        settings.check_keys(mapping, ["env", "rl_think", *trainer_keys(stock)], block.name)
         inner = mapping.get("rl_think", {})
     else:
         inner = mapping.get("rl_think", mapping if "rlp" in mapping else {"rlp": mapping})
@@ -123,12 +124,14 @@ def check_yaml(mapping: Mapping[str, Any], block: Block) -> None:
 
 
 @cache
-def trainer_keys() -> tuple[str, ...]:
-    """The keys of `trl grpo`."""
+def trainer_keys(stock: bool) -> tuple[str, ...]:
+    """The keys of `trl grpo`, or of `rl-think train`, which has more."""
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
     from trl.scripts.grpo import GRPOScriptArguments
 
-    kinds = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+    from rl_think_ext.trl import ThinkGRPOConfig
+
+    kinds = (GRPOScriptArguments, GRPOConfig if stock else ThinkGRPOConfig, ModelConfig, DatasetMixtureConfig)
     return tuple(name for kind in kinds for name in _names(kind))
 
 

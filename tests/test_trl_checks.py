@@ -145,14 +145,15 @@ def test_log_metric_without_a_trainer_says_what_to_do():
         host.trainer_of(lambda name, value: None)
 
 
-def test_think_config_differs_from_grpo_in_two_defaults(tmp_path):
+def test_think_config_differs_from_grpo_in_two_defaults_and_an_option_that_is_off(tmp_path):
     from trl import GRPOConfig
 
     ours, theirs = (
         {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
         for kind in (ThinkGRPOConfig, GRPOConfig)
     )
-    assert {name for name in ours if ours[name] != theirs[name]} == {"loss_type", "scale_rewards"}
+    assert {name for name in theirs if ours[name] != theirs[name]} == {"loss_type", "scale_rewards"}
+    assert {name: ours[name] for name in ours.keys() - theirs.keys()} == {"logprob_kernel": False}
 
 
 def test_ranks_that_look_at_the_output_folder_together_do_not_disturb_one_another(tmp_path):

@@ -22,6 +22,8 @@ _METHODS = (
     "_load_from_checkpoint",
     "_log_metric",
 )
+# What `logprob_kernel` answers in place of: the patched head, asked by `fused_lm_head=True`.
+_FUSED_HEAD = ("add_fused_lm_head", "FusedCausalLMOutput")
 
 
 def check_version(version: str) -> str | None:
@@ -46,9 +48,12 @@ def check_host() -> None:
     message = check_version(trl.__version__)
     if message:
         warnings.warn(message, stacklevel=2)
-    missing = [name for name in _METHODS if not hasattr(trl.GRPOTrainer, name)]
+    from trl.trainer import utils
+
+    missing = [f"GRPOTrainer.{name}" for name in _METHODS if not hasattr(trl.GRPOTrainer, name)]
+    missing += [f"trainer.utils.{name}" for name in _FUSED_HEAD if not hasattr(utils, name)]
     if missing:
-        raise UserError(f"trl {trl.__version__} has no GRPOTrainer.{missing[0]}: install trl~={TESTED}.0")
+        raise UserError(f"trl {trl.__version__} has no {missing[0]}: install trl~={TESTED}.0")
 
 
 def trainer_of(log_metric: Any) -> GRPOTrainer:
@@ -69,6 +74,13 @@ def trainer_of(log_metric: Any) -> GRPOTrainer:
 def tokenizer_of(trainer: GRPOTrainer) -> Any:
     """The tokenizer that the trainer uses."""
     return trainer._tokenizer
+
+
+def fused_output(logprob: Any, entropy: Any, mask: Any) -> Any:
+    """The answer of a model that TRL asks for log-probs (`fused_lm_head=True`), in TRL's own type."""
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    return FusedCausalLMOutput(log_probs=logprob, entropy=entropy, label_mask=mask)
 
 
 def stop_at(trainer: GRPOTrainer, token: int) -> None:

@@ -12,7 +12,7 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlp import RLPConfig, group_advantage, spread
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import CLOSE_TAG, TagIds
-from rl_think_ext.trl import host
+from rl_think_ext.trl import host, policy_logprob
 from rl_think_ext.trl.rlp_reward import InformationGain
 
 
@@ -22,6 +22,14 @@ class ThinkGRPOConfig(GRPOConfig):
 
     loss_type: str = field(default="grpo", metadata={"help": "Mean over a thought's tokens, then over thoughts."})
     scale_rewards: str = field(default="none", metadata={"help": "Eq. 7 divides by no standard deviation."})
+    logprob_kernel: bool = field(
+        default=False,
+        metadata={
+            "help": "Policy, old and reference log-probs from rl_think_ext.kernels instead of TRL's chunked head: the "
+            "head on the completion's tokens only, multiplied in float32. The same loss, in float32 to rounding; worth "
+            "it on a CPU, where TRL also computes the prompt's positions. Refused where the model's head is not plain."
+        },
+    )
 
 
 class ThinkGRPOTrainer(GRPOTrainer):
@@ -71,6 +79,8 @@ class ThinkGRPOTrainer(GRPOTrainer):
         if tags.single:
             host.stop_at(self, tags.close[0])
         self.information_gain.bind(self, rlp or self.information_gain.given or RLPConfig())
+        if getattr(args, policy_logprob.NAME, False):
+            policy_logprob.install_all(self)
         host.hush_unscorable()
         self._rows: list[dict[str, Any]] = []
         self._rewards: torch.Tensor | None = None
