@@ -123,6 +123,8 @@ def linear_masked_logprob(
     """
     checks.check_plain(hidden, "hidden")
     checks.check_plain(weight, "weight")
+    if bias is not None:
+        checks.check_plain(bias, "bias")
     hidden, weight, bias = checks.autocast(hidden, weight, bias)
     which = native.choose(backend, hidden, "hidden")
     checks.check_numbers(hidden, temperature, softcap, "hidden")

@@ -91,7 +91,7 @@ def check_rows(
 
 def check_memory(out: Tensor | None, inplace: bool, logits: Tensor) -> None:
     """Memory for the gradient: like the logits, one place for it, and a place of its own for each number."""
-    if inplace and (logits.is_neg() or _overlaps(logits)):
+    if inplace and _has_no_room(logits):
         raise ValueError("rows of logits share memory, or are a negative view: leave inplace_backward off")
     if out is None:
         return
@@ -103,14 +103,16 @@ def check_memory(out: Tensor | None, inplace: bool, logits: Tensor) -> None:
         )
     if out.requires_grad:
         raise ValueError("backward_out takes a gradient and can have none of its own: detach it")
-    if out.is_neg() or _overlaps(out):
+    if _has_no_room(out):
         raise ValueError("rows of backward_out share memory, or are a negative view: give it memory of its own")
     if not torch.compiler.is_compiling() and out.untyped_storage()._cdata == logits.untyped_storage()._cdata:
         raise ValueError("backward_out lies in the memory of logits: say inplace_backward=True instead")
 
 
-def _overlaps(x: Tensor) -> bool:
-    """Whether two elements may be one, as in an expanded tensor."""
+def _has_no_room(x: Tensor) -> bool:
+    """Whether x cannot be written: two elements may be one, as in an expanded tensor, or it is a negative view."""
+    if not torch.compiler.is_compiling() and x.is_neg():
+        return True
     reach = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size > 1 and stride < reach:

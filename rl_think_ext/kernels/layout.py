@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_NOT_READ = 64
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -59,4 +60,7 @@ def address(x: Tensor | None) -> int:
 
 def chosen(labels: Tensor, mask: Tensor | None, rows: Tensor | None) -> tuple[int, int, int, int]:
     """Number of rows, listed rows and how many, mask: in the order of the compiled calls."""
-    return labels.numel(), address(rows), 0 if rows is None else rows.numel(), address(mask)
+    if rows is None:
+        return labels.numel(), 0, 0, address(mask)
+    # An empty tensor has no address, and no list means all rows: one that is never read says that there is a list.
+    return labels.numel(), address(rows) or _NOT_READ, rows.numel(), 0

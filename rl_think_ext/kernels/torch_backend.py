@@ -66,7 +66,8 @@ def linear_masked_logprob(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See `rl_think_ext.kernels.linear_masked_logprob`; the arguments are checked."""
     rows_ND, labels_N = _rows(hidden, mask), _rows(labels[..., None], mask)[:, 0]
-    logits_NV = torch.nn.functional.linear(_wide(rows_ND), _wide(weight), None if bias is None else _wide(bias))
+    with torch.autocast(hidden.device.type, enabled=False):  # the inputs are cast already; the product stays float32
+        logits_NV = torch.nn.functional.linear(_wide(rows_ND), _wide(weight), None if bias is None else _wide(bias))
     return _finish(logits_NV, labels_N, labels.shape, mask, temperature, softcap, entropy)
 
 

@@ -12,6 +12,7 @@ const Kernels* avx2_kernels() {
   static const Kernels table = {"avx2",
                                 scan,
                                 gradient,
+                                clear,
                                 capped_number,
                                 widen,
                                 narrow,

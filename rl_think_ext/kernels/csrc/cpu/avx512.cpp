@@ -12,6 +12,7 @@ const Kernels* avx512_kernels() {
   static const Kernels table = {"avx512",
                                 scan,
                                 gradient,
+                                clear,
                                 capped_number,
                                 widen,
                                 narrow,

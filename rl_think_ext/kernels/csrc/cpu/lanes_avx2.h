@@ -38,15 +38,11 @@ struct Lanes {
     const F p = split(d, rate, add, power, t);
     return mul(p, power);
   }
-  // The same without `add`, and the exponent.
-  static F exp2_of(F d, F rate, F& t) {
+  // sum + 2^t for t = d * rate; the power and t too, for whom they are of use.
+  static F plus_exp2(F sum, F d, F rate, F& e, F& t) {
     F power;
     const F p = split(d, rate, set(0.0f), power, t);
-    return mul(p, power);
-  }
-  static F plus_exp2(F sum, F d, F rate) {
-    F power, t;
-    const F p = split(d, rate, set(0.0f), power, t);
+    e = mul(p, power);
     return fma(p, power, sum);
   }
   static float sum(F a) {

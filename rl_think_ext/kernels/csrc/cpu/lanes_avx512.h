@@ -26,17 +26,33 @@ struct Lanes {
   static F if_below(F a, F limit, F yes, F no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, limit, _CMP_LT_OQ), no, yes);
   }
-  // 2^(d * rate + add): the machine takes whole and broken part of an exponent itself, and -inf to 0.
+  // 2^t for t = d * rate + add, as p * power: t = n + j / 32 + r, the power 2^(n + j / 32) out of a table in two
+  // registers, its exponent moved by n, and p = 2^r by a polynomial. (vreduceps and vscalefps would do some of it,
+  // slowly.)
+  static F split(F d, F rate, F add, F& power, F& t) {
+    t = max(set(kLowestNormal), fma(d, rate, add));
+    // The nearest multiple of 1 / 32, counted in the lowest bits: 5 of j, which the table looks at, then n.
+    const F steps = _mm512_add_ps(t, set(kToSteps));
+    const F r = sub(t, sub(steps, set(kToSteps)));
+    const __m512i count = _mm512_castps_si512(steps);
+    const F table = _mm512_permutex2var_ps(load(kSteps), count, load(kSteps + 16));
+    const __m512i n = _mm512_and_si512(_mm512_slli_epi32(count, 18), _mm512_set1_epi32(static_cast<int>(0xff800000)));
+    power = _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(table), n));
+    return fma(fma(set(kPowerOfStep[0]), r, set(kPowerOfStep[1])), r, set(1.0f));
+  }
   static F exp2(F d, F rate, F add) {
-    const F t = fma(d, rate, _mm512_add_ps(add, set(0.5f)));
-    return _mm512_scalef_ps(horner<Lanes>(_mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF), kPowerFromHalfBelow), t);
+    F power, t;
+    const F p = split(d, rate, add, power, t);
+    // What lies below the normal numbers is 0; a NaN is not.
+    return _mm512_maskz_mul_ps(_mm512_cmp_ps_mask(t, set(kLowestNormal), _CMP_NEQ_UQ), p, power);
   }
-  // The same without `add`, and the exponent.
-  static F exp2_of(F d, F rate, F& t) {
-    t = max(set(kLowest), mul(d, rate));
-    return exp2(d, rate, set(0.0f));
+  // sum + 2^t for t = d * rate; the power and t too, for whom they are of use.
+  static F plus_exp2(F sum, F d, F rate, F& e, F& t) {
+    F power;
+    const F p = split(d, rate, set(0.0f), power, t);
+    e = mul(p, power);
+    return fma(p, power, sum);
   }
-  static F plus_exp2(F sum, F d, F rate) { return _mm512_add_ps(sum, exp2(d, rate, set(0.0f))); }
   static float sum(F a) { return _mm512_reduce_add_ps(a); }
   static float highest(F a) { return _mm512_reduce_max_ps(a); }
 

@@ -37,13 +37,13 @@ struct Lanes {
     const F p = split(d, rate, add, power, t);
     return p * power;
   }
-  // The same without `add`, and the exponent.
-  static F exp2_of(F d, F rate, F& t) {
+  // sum + 2^t for t = d * rate; the power and t too, for whom they are of use.
+  static F plus_exp2(F sum, F d, F rate, F& e, F& t) {
     F power;
-    const F p = split(d, rate, set(0.0f), power, t);
-    return mul(p, power);
+    const F p = split(d, rate, 0.0f, power, t);
+    e = mul(p, power);
+    return fma(p, power, sum);
   }
-  static F plus_exp2(F sum, F d, F rate) { return sum + exp2(d, rate, 0.0f); }
   static float sum(F a) { return a; }
   static float highest(F a) { return a; }
 

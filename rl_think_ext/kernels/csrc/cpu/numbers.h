@@ -16,12 +16,20 @@ constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kToInteger = 0x1.8p23f + 127.0f;
 // Below this 2^t is 0; it also keeps -inf out of the arithmetic.
 constexpr float kLowest = -127.0f;
-// 2^r on [-1/2, 1/2], and 2^(u - 1/2) on [0, 1], from the highest power down: of all polynomials of degree 6 those with
-// the least relative error (2e-9), with the last bit such that 2^0 is 1.
+// 2^r on [-1/2, 1/2], from the highest power down: of all polynomials of degree 6 the one with the least relative error
+// (2e-9).
 constexpr float kPowerAround0[] = {
     0x1.41d334p-13f, 0x1.5f456ap-10f, 0x1.3b2dbcp-7f, 0x1.c6aed4p-5f, 0x1.ebfbdap-3f, 0x1.62e430p-1f, 1.0f};
-constexpr float kPowerFromHalfBelow[] = {0x1.41d334p-13f, 0x1.cd2c6ep-11f, 0x1.c086d4p-8f, 0x1.4164d4p-5f,
-                                         0x1.5be3d4p-3f,  0x1.f5e45cp-2f,  0x1.6a09e6p-1f};
+// The same on [-1/64, 1/64] with degree 2 (5e-8), but for its last coefficient, 1; and 2^(j / 32).
+constexpr float kPowerOfStep[] = {0x1.ebfc1p-3f, 0x1.62e584p-1f};
+constexpr float kToSteps = 0x1.8p18f;
+constexpr float kLowestNormal = -126.0f;
+constexpr float kSteps[] = {
+    0x1.000000p+0f, 0x1.059b0ep+0f, 0x1.0b5586p+0f, 0x1.11301ep+0f, 0x1.172b84p+0f, 0x1.1d4874p+0f, 0x1.2387a6p+0f,
+    0x1.29e9e0p+0f, 0x1.306fe0p+0f, 0x1.371a74p+0f, 0x1.3dea64p+0f, 0x1.44e086p+0f, 0x1.4bfdaep+0f, 0x1.5342b6p+0f,
+    0x1.5ab07ep+0f, 0x1.6247ecp+0f, 0x1.6a09e6p+0f, 0x1.71f75ep+0f, 0x1.7a1148p+0f, 0x1.82589ap+0f, 0x1.8ace54p+0f,
+    0x1.93737cp+0f, 0x1.9c4918p+0f, 0x1.a5503cp+0f, 0x1.ae89fap+0f, 0x1.b7f770p+0f, 0x1.c199bep+0f, 0x1.cb720ep+0f,
+    0x1.d5818ep+0f, 0x1.dfc974p+0f, 0x1.ea4afap+0f, 0x1.f50766p+0f};
 
 template <Dtype D>
 constexpr int64_t item_size = D == Dtype::f32 ? 4 : 2;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "../pool.h"
@@ -136,13 +135,16 @@ void rows_backward(const Grid& logits, const Grid& out, int64_t vocab, const int
     for (int64_t i = task * together; i < end; ++i) part(rows[i / parts], i % parts * kSegment);
   });
   if (!clear) return;
+  std::vector<int64_t> others;
   for (int64_t r = 0, i = 0; r < selection.num_rows; ++r) {
     if (i < rows.count() && rows[i] == r) {
       ++i;
     } else {
-      std::memset(out.row(r), 0, vocab * item);
+      others.push_back(r);
     }
   }
+  parallel_for(static_cast<int64_t>(others.size()), num_threads,
+               [&](int64_t i, int) { kernels().clear(out.row(others[i]), vocab * item); });
 }
 
 }  // namespace rl_think

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kPair = 2 * Lanes::width;
 // Sums are float32 within a block and float64 across blocks.
-constexpr int64_t kBlock = 64 * kPair;
+constexpr int64_t kBlock = 512 * Lanes::width;
 // In bits: as far as a logit may lie above the reference before the sum so far is rescaled. The exponent is rounded to
 // 24 bits, so the largest terms are off by its size times 2^-24.
 constexpr float kHeadroom = 4.0f;
@@ -38,14 +38,9 @@ Block scan_block(const char* x, int64_t n, Scaling scaling, float reference) {
       v[u] = capped_logit<capped>(v[u], scaling);
       max[u] = Lanes::max(max[u], v[u]);
       const Lanes::F d = Lanes::sub(v[u], origin);
-      if constexpr (entropy) {
-        Lanes::F t;
-        const Lanes::F e = Lanes::exp2_of(d, rate, t);
-        sum[u] = Lanes::add(sum[u], e);
-        weighted[u] = Lanes::fma(e, t, weighted[u]);
-      } else {
-        sum[u] = Lanes::plus_exp2(sum[u], d, rate);
-      }
+      Lanes::F e, t;
+      sum[u] = Lanes::plus_exp2(sum[u], d, rate, e, t);
+      if constexpr (entropy) weighted[u] = Lanes::fma(e, t, weighted[u]);
     }
   }
   return {Lanes::highest(Lanes::max(max[0], max[1])), Lanes::sum(Lanes::add(sum[0], sum[1])),
@@ -185,6 +180,17 @@ void gradient(Dtype dtype, const char* x, char* out, int64_t n, Scaling scaling,
   if (dtype == Dtype::f32) return gradient_dtype<Dtype::f32>(x, out, n, scaling, row, streaming);
   if (dtype == Dtype::bf16) return gradient_dtype<Dtype::bf16>(x, out, n, scaling, row, streaming);
   gradient_dtype<Dtype::f16>(x, out, n, scaling, row, streaming);
+}
+
+void clear(char* out, int64_t bytes) {
+  constexpr int64_t line = 8 * Lanes::width;  // a pair of float32 registers
+  const int64_t misaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % line);
+  int64_t i = least(bytes, (line - misaligned) % line);
+  std::memset(out, 0, i);
+  const Lanes::F zero = Lanes::set(0.0f);
+  for (; i + line <= bytes; i += line) Lanes::store_pair<Dtype::f32, true>(out + i, zero, zero);
+  std::memset(out + i, 0, bytes - i);
+  Lanes::fence();
 }
 
 float capped_number(float x, float softcap) {

@@ -12,6 +12,7 @@ const Kernels* scalar_kernels() {
   static const Kernels table = {"scalar",
                                 scan,
                                 gradient,
+                                clear,
                                 capped_number,
                                 widen,
                                 narrow,

@@ -40,6 +40,7 @@ struct Kernels {
   const char* name;
   RowState (*scan)(Dtype, const char* x, int64_t n, Scaling, bool entropy);
   void (*gradient)(Dtype, const char* x, char* out, int64_t n, Scaling, RowGradient, bool streaming);
+  void (*clear)(char* out, int64_t bytes);  // zeros, past the caches
   float (*capped)(float x, float softcap);  // v of one number, rounded as the vectors round it
   void (*widen)(Dtype, const char* x, float* out, int64_t n);
   void (*narrow)(Dtype, const float* x, char* out, int64_t n);

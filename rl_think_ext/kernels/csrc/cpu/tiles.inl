@@ -16,14 +16,9 @@ void fold_lanes(float* acc, int64_t count, Scaling scaling, LaneState state) {
   Lanes::F tile = zero, weighted = zero;
   for (int64_t i = 0; i < count; ++i) {
     const Lanes::F d = Lanes::sub(Lanes::load(acc + i * kPanel), max);
-    if constexpr (entropy) {
-      Lanes::F t;
-      const Lanes::F e = Lanes::exp2_of(d, rate, t);
-      tile = Lanes::add(tile, e);
-      weighted = Lanes::fma(e, t, weighted);
-    } else {
-      tile = Lanes::plus_exp2(tile, d, rate);
-    }
+    Lanes::F e, t;
+    tile = Lanes::plus_exp2(tile, d, rate, e, t);
+    if constexpr (entropy) weighted = Lanes::fma(e, t, weighted);
   }
   const Lanes::F sum = Lanes::mul(Lanes::load(state.sum), factor), carry = Lanes::mul(Lanes::load(state.carry), factor);
   if constexpr (entropy) {

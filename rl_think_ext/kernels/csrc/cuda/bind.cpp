@@ -49,9 +49,9 @@ const char* backward(int dtype, Address logits, int64_t inner, int64_t outer_str
                      double temperature, double softcap, Address grad, Address max, Address log_sum, int device,
                      Address stream) {
   return gpu::backward(grid(dtype, logits, inner, outer_stride, inner_stride),
-                       grid(dtype, out, out_inner, out_outer_stride, out_inner_stride), vocab, at<const int64_t>(labels),
-                       first, selection(num_rows, listed, num_listed, mask), {temperature, softcap},
-                       at<const float>(grad), at<const float>(max), at<const float>(log_sum),
+                       grid(dtype, out, out_inner, out_outer_stride, out_inner_stride), vocab,
+                       at<const int64_t>(labels), first, selection(num_rows, listed, num_listed, mask),
+                       {temperature, softcap}, at<const float>(grad), at<const float>(max), at<const float>(log_sum),
                        {device, at<void>(stream)});
 }
 
@@ -65,7 +65,8 @@ const char* fold(Address logits, int64_t num_rows, int64_t columns, int64_t stri
                  Address running_weighted, Address running_label, Address listed, Address logprob, Address entropy,
                  Address max, Address log_sum, int device, Address stream) {
   return gpu::fold(chunk(logits, num_rows, columns, stride, first, bias, labels), {temperature, softcap},
-                   {at<float>(running_max), at<float>(running_sum), at<float>(running_weighted), at<float>(running_label)},
+                   {at<float>(running_max), at<float>(running_sum), at<float>(running_weighted),
+                    at<float>(running_label)},
                    {at<float>(logprob), at<float>(entropy), at<float>(max), at<float>(log_sum)},
                    at<const int64_t>(listed), {device, at<void>(stream)});
 }

@@ -4,9 +4,6 @@
 namespace rl_think::gpu {
 namespace {
 
-constexpr int kBlock = 512;
-constexpr int kLoads = 4;
-
 struct Task {
   Chunk chunk;
   int columns;
@@ -40,7 +37,7 @@ __device__ void keep(const Task& task, int64_t r, const State& chunk, float labe
 }
 
 template <bool kCap, bool kEntropy, bool kBias>
-__global__ void __launch_bounds__(kBlock, 2) fold_kernel(Task task) {
+__global__ void __launch_bounds__(kThreads, 4) fold_kernel(Task task) {
   for (int64_t r = blockIdx.x; r < task.chunk.num_rows; r += gridDim.x) {
     const float* data = task.chunk.logits + r * task.chunk.stride;
     const Value<kCap, kBias> value{task.scale, kBias ? task.chunk.bias + task.chunk.first : nullptr};
@@ -51,8 +48,8 @@ __global__ void __launch_bounds__(kBlock, 2) fold_kernel(Task task) {
       here = j >= 0 && j < task.columns;
       if (here) label = value(data[j], static_cast<int>(j));
     }
-    State state = fold_row<kBlock, kLoads, kEntropy>(data, task.columns, threadIdx.x, task.scale.exponent, value);
-    state = merge_group<kBlock, kEntropy>(state, task.scale.exponent);
+    State state = fold_row<kThreads, kEntropy>(data, task.columns, threadIdx.x, task.scale.exponent, value);
+    state = merge_group<kThreads, kEntropy>(state, task.scale.exponent);
     if (threadIdx.x == 0) keep<kEntropy>(task, r, state, label, here);
   }
 }
@@ -60,7 +57,7 @@ __global__ void __launch_bounds__(kBlock, 2) fold_kernel(Task task) {
 template <bool kCap, bool kEntropy>
 void launch_fold(const Task& task, void* stream) {
   launch(task.chunk.bias ? fold_kernel<kCap, kEntropy, true> : fold_kernel<kCap, kEntropy, false>, task.chunk.num_rows,
-         kBlock, stream, task);
+         kThreads, stream, task);
 }
 
 template <bool kCap>

@@ -1,5 +1,5 @@
-// The border between bind.cpp (C++) and the kernels (.cu): plain pointers and numbers. Each function launches on a stream,
-// never waits, and returns nullptr or the text of CUDA's error.
+// The border between bind.cpp (C++) and the kernels (.cu): plain pointers and numbers. Each function launches on a
+// stream, never waits, and returns nullptr or the text of CUDA's error.
 #pragma once
 
 #include "../api.h"

@@ -3,6 +3,7 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -11,6 +12,8 @@
 
 namespace rl_think::gpu {
 
+constexpr int kThreads = 256;  // of every block that folds
+constexpr int kSlots = 8;      // 16-byte vectors on their way for each of them: 32 KiB a block
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kNothing = -INFINITY;
@@ -214,56 +217,62 @@ struct Ragged {
   }
 };
 
-// The vectors that a thread reads at once: kLoads of them, `stride` apart from vector i on.
-template <int kLoads, int kStride>
-__device__ __forceinline__ void load_vectors(uint4 (&raw)[kLoads], const uint4* vectors, int i, int count) {
+// Folds loaded vectors, kStride apart from vector i on; where kAll is false, those from `count` on are not there.
+template <class T, int kStride, bool kAll, bool kEntropy, class Value>
+__device__ __forceinline__ void fold_vectors(State& state, const uint4 (&raw)[16 / Packed<T>::size], int i, int count,
+                                             int head, float exponent, const Value& value) {
+  constexpr int kSize = Packed<T>::size;
+  float v[16];
 #pragma unroll
-  for (int load = 0; load < kLoads; ++load) {
-    raw[load] = i + load * kStride < count ? __ldcs(vectors + i + load * kStride) : make_uint4(0, 0, 0, 0);
-  }
-}
-
-// Folds loaded vectors, 16 values at a time; where kAll is false, those from `count` on are not there.
-template <class T, int kLoads, int kStride, bool kAll, bool kEntropy, class Value>
-__device__ __forceinline__ void fold_vectors(State& state, const uint4 (&raw)[kLoads], int i, int count, int head,
-                                             float exponent, const Value& value) {
-  constexpr int kSize = Packed<T>::size, kAtOnce = 16 / kSize;
-  static_assert(kLoads % kAtOnce == 0);
+  for (int part = 0; part < 16 / kSize; ++part) {
+    const int at = i + part * kStride;
+    float* values = v + part * kSize;
+    Packed<T>::unpack(raw[part], values);
 #pragma unroll
-  for (int load = 0; load < kLoads; load += kAtOnce) {
-    float v[16];
-#pragma unroll
-    for (int part = 0; part < kAtOnce; ++part) {
-      const int at = i + (load + part) * kStride;
-      float* values = v + part * kSize;
-      Packed<T>::unpack(raw[load + part], values);
-#pragma unroll
-      for (int k = 0; k < kSize; ++k) {
-        values[k] = kAll || at < count ? value(values[k], head + at * kSize + k) : kNothing;
-      }
+    for (int k = 0; k < kSize; ++k) {
+      values[k] = kAll || at < count ? value(values[k], head + at * kSize + k) : kNothing;
     }
-    fold_values<kEntropy>(state, v, exponent);
   }
+  fold_values<kEntropy>(state, v, exponent);
 }
 
-// Folds [0, size) of a row; value(x, j) is v of element j. The next vectors are on their way while these are folded.
-template <int kGroup, int kLoads, bool kEntropy, class T, class Value>
+// Folds [0, size) of a row; value(x, j) is v of element j. Each thread has kSlots vectors on their way into shared
+// memory that is its own: that takes no registers, and the compiler cannot put the loads off until they are waited for.
+template <int kGroup, bool kEntropy, class T, class Value>
 __device__ __forceinline__ State fold_row(const T* data, int size, int lane, float exponent, const Value& value) {
+  constexpr int kAtOnce = 16 / Packed<T>::size, kStages = kSlots / kAtOnce, kStep = kAtOnce * kGroup;
+  static_assert(kSlots % kAtOnce == 0 && kStages > 1);
+  __shared__ uint4 slots[kSlots][kThreads];
   const Ragged<T> ragged(data, size);
   const int single = ragged.single(lane), count = ragged.vectors;
-  const float edge[1] = {single < 0 ? kNothing : value(Packed<T>::widen(data[single]), single)};
   const uint4* vectors = reinterpret_cast<const uint4*>(data + ragged.head);
-  State state{kNothing, 0.0f, 0.0f};
-  uint4 raw[kLoads], next[kLoads];
-  int i = lane;
-  load_vectors<kLoads, kGroup>(raw, vectors, i, count);
-  for (; i + (kLoads - 1) * kGroup < count; i += kLoads * kGroup) {
-    load_vectors<kLoads, kGroup>(next, vectors, i + kLoads * kGroup, count);
-    fold_vectors<T, kLoads, kGroup, true, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
+  // A stage is committed even where it is empty: how many are still on their way stays countable.
+  const auto fetch = [&](int stage, int i) {
 #pragma unroll
-    for (int load = 0; load < kLoads; ++load) raw[load] = next[load];
+    for (int part = 0; part < kAtOnce; ++part) {
+      const int at = i + part * kGroup;
+      if (at < count) __pipeline_memcpy_async(&slots[stage * kAtOnce + part][threadIdx.x], vectors + at, 16);
+    }
+    __pipeline_commit();
+  };
+#pragma unroll
+  for (int stage = 0; stage < kStages; ++stage) fetch(stage, lane + stage * kStep);
+  const float edge[1] = {single < 0 ? kNothing : value(Packed<T>::widen(data[single]), single)};
+  State state{kNothing, 0.0f, 0.0f};
+  int stage = 0;
+  for (int i = lane; i < count; i += kStep) {
+    __pipeline_wait_prior(kStages - 1);
+    uint4 raw[kAtOnce];
+#pragma unroll
+    for (int part = 0; part < kAtOnce; ++part) raw[part] = slots[stage * kAtOnce + part][threadIdx.x];
+    fetch(stage, i + kStages * kStep);
+    if (i + (kAtOnce - 1) * kGroup < count) {
+      fold_vectors<T, kGroup, true, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
+    } else {
+      fold_vectors<T, kGroup, false, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
+    }
+    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-  fold_vectors<T, kLoads, kGroup, false, kEntropy>(state, raw, i, count, ragged.head, exponent, value);
   fold_values<kEntropy>(state, edge, exponent);
   return state;
 }

@@ -5,9 +5,7 @@
 namespace rl_think::gpu {
 namespace {
 
-constexpr int kBlock = 512;    // threads for a long row
-constexpr int kShort = 4096;   // up to so many columns a warp does a row
-constexpr int kLoads = 4;      // 16-byte loads in flight in a thread
+constexpr int kShort = 4096;  // up to so many columns a warp does a row
 
 struct Task {
   Grid logits;
@@ -21,7 +19,7 @@ struct Task {
   float* scratch;
 };
 
-template <class T, bool kCap>
+template <bool kCap>
 struct Value {
   Scale scale;
   __device__ __forceinline__ float operator()(float x, int) const { return capped<kCap>(x, scale); }
@@ -56,7 +54,7 @@ __device__ void write_row(const Task& task, int64_t row, const State& state, flo
 }
 
 template <class T, int kGroup, bool kCap, bool kEntropy>
-__global__ void __launch_bounds__(kGroup == 32 ? 256 : kGroup, kGroup == 32 ? 4 : 2) forward_kernel(Task task) {
+__global__ void __launch_bounds__(kThreads, 4) forward_kernel(Task task) {
   const int groups = blockDim.x / kGroup, lane = threadIdx.x % kGroup;
   const int64_t items = (task.rows.listed ? task.rows.num_listed : task.rows.num_rows) * task.splits;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * groups;
@@ -72,8 +70,8 @@ __global__ void __launch_bounds__(kGroup == 32 ? 256 : kGroup, kGroup == 32 ? 4 
     // Asked for before the row is read: it arrives meanwhile.
     const float label = lane == 0 && task.splits == 1 ? label_value<T, kCap>(task, row) : 0.0f;
     const Part here = part_of(task.columns, task.splits, part);
-    State state = fold_row<kGroup, kLoads, kEntropy>(row_at<const T>(task.logits, row) + here.begin, here.size, lane,
-                                                     task.scale.exponent, Value<T, kCap>{task.scale});
+    State state = fold_row<kGroup, kEntropy>(row_at<const T>(task.logits, row) + here.begin, here.size, lane,
+                                             task.scale.exponent, Value<kCap>{task.scale});
     state = merge_group<kGroup, kEntropy>(state, task.scale.exponent);
     if (lane != 0) continue;
     if (task.splits == 1) {
@@ -108,11 +106,11 @@ void launch_forward(const Task& task, void* stream) {
   const int64_t items = wanted(task.rows) * task.splits;
   const bool entropy = task.results.entropy != nullptr;
   if (task.columns <= kShort) {
-    launch(entropy ? forward_kernel<T, 32, kCap, true> : forward_kernel<T, 32, kCap, false>, (items + 7) / 8, 256,
+    launch(entropy ? forward_kernel<T, 32, kCap, true> : forward_kernel<T, 32, kCap, false>, (items + 7) / 8, kThreads,
            stream, task);
   } else {
-    launch(entropy ? forward_kernel<T, kBlock, kCap, true> : forward_kernel<T, kBlock, kCap, false>, items, kBlock,
-           stream, task);
+    launch(entropy ? forward_kernel<T, kThreads, kCap, true> : forward_kernel<T, kThreads, kCap, false>, items,
+           kThreads, stream, task);
   }
   if (task.splits > 1) launch(combine_kernel<T, kCap>, (wanted(task.rows) + 127) / 128, 128, stream, task);
 }
