@@ -21,7 +21,7 @@ NUMBERS = ((1.0, None), (0.7, None), (2.0, 5.0), (1.0, 30.0))
 def need_gpu() -> None:
     """Skip a whole module where there is no GPU, or no module that was compiled for one; collecting it works anyway."""
     if not torch.cuda.is_available():
-        pytest.skip("no GPU here", allow_module_level=True)
+        pytest.skip("gpu: no GPU here", allow_module_level=True)
     if "cuda" not in available_backends():
         pytest.skip("the compiled module has no CUDA kernels: make cuda", allow_module_level=True)
 

@@ -44,8 +44,8 @@ int64_t forward(int dtype, Address logits, int64_t inner, int64_t outer_stride, 
 }
 
 int64_t partials(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
-              Address labels, int64_t first, int64_t num_rows, Address listed, int64_t num_listed, Address mask,
-              float inv_temperature, float softcap, Address max, Address sum, Address label, int threads) {
+                 Address labels, int64_t first, int64_t num_rows, Address listed, int64_t num_listed, Address mask,
+                 float inv_temperature, float softcap, Address max, Address sum, Address label, int threads) {
   const Selection rows = selection(num_rows, listed, num_listed, mask);
   const int64_t bad = first_bad_row(rows, nullptr, vocab);  // labels may be another shard's
   if (bad != -1) return bad;

@@ -64,11 +64,11 @@ const char* fold(Address logits, int64_t num_rows, int64_t columns, int64_t stri
                  Address labels, double temperature, double softcap, Address running_max, Address running_sum,
                  Address running_weighted, Address running_label, Address listed, Address logprob, Address entropy,
                  Address max, Address log_sum, int device, Address stream) {
-  return gpu::fold(chunk(logits, num_rows, columns, stride, first, bias, labels), {temperature, softcap},
-                   {at<float>(running_max), at<float>(running_sum), at<float>(running_weighted),
-                    at<float>(running_label)},
-                   {at<float>(logprob), at<float>(entropy), at<float>(max), at<float>(log_sum)},
-                   at<const int64_t>(listed), {device, at<void>(stream)});
+  return gpu::fold(
+      chunk(logits, num_rows, columns, stride, first, bias, labels), {temperature, softcap},
+      {at<float>(running_max), at<float>(running_sum), at<float>(running_weighted), at<float>(running_label)},
+      {at<float>(logprob), at<float>(entropy), at<float>(max), at<float>(log_sum)}, at<const int64_t>(listed),
+      {device, at<void>(stream)});
 }
 
 const char* chunk_gradient(Address logits, int64_t num_rows, int64_t columns, int64_t stride, int64_t first,

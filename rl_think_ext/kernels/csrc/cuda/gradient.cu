@@ -29,7 +29,9 @@ struct Slope {
   int label;
 
   __device__ __forceinline__ Slope(const Task& task, int64_t row, int begin)
-      : scale(task.scale), grad(task.grad[row] * task.scale.inv_temperature), max(task.max[row]),
+      : scale(task.scale),
+        grad(task.grad[row] * task.scale.inv_temperature),
+        max(task.max[row]),
         bias(kBias ? task.bias + task.first + begin : nullptr) {
     factor = -grad * expf(-task.log_sum[row]);
     const int64_t j = task.labels[row] - task.first - begin;
@@ -90,8 +92,8 @@ __device__ __forceinline__ void write_gradient(const In* in, Out* out, int size,
       const int at = i + load * kGroup;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        raw[load][part] = at < ragged.vectors ? __ldcs(from + static_cast<int64_t>(at) * kParts + part)
-                                              : make_uint4(0, 0, 0, 0);
+        raw[load][part] =
+            at < ragged.vectors ? __ldcs(from + static_cast<int64_t>(at) * kParts + part) : make_uint4(0, 0, 0, 0);
       }
     }
 #pragma unroll
@@ -166,8 +168,8 @@ const char* backward(const Grid& logits, const Grid& out, int64_t vocab, const i
   if (wanted(rows) == 0) return nullptr;
   if (const char* text = too_long(vocab)) return text;
   if (const char* text = enter(place)) return text;
-  const Task task{logits, out, rows, labels, first, static_cast<int>(vocab), 1, scale_of(numbers), grad, max, log_sum,
-                  nullptr};
+  const Task task{logits, out, rows,    labels, first, static_cast<int>(vocab), 1, scale_of(numbers),
+                  grad,   max, log_sum, nullptr};
   if (logits.dtype == Dtype::f32) launch_gradient<float, float>(task, place.stream);
   if (logits.dtype == Dtype::bf16) launch_gradient<__nv_bfloat16, __nv_bfloat16>(task, place.stream);
   if (logits.dtype == Dtype::f16) launch_gradient<__half, __half>(task, place.stream);
@@ -180,8 +182,18 @@ const char* chunk_gradient(const Chunk& chunk, void* out, Dtype dtype, int64_t o
   if (const char* text = too_long(chunk.columns)) return text;
   if (const char* text = enter(place)) return text;
   const Grid from{const_cast<float*>(chunk.logits), Dtype::f32, 1, chunk.stride, 0}, to{out, dtype, 1, out_stride, 0};
-  const Task task{from, to, {chunk.num_rows, nullptr, 0, nullptr}, chunk.labels, chunk.first,
-                  static_cast<int>(chunk.columns), 1, scale_of(numbers), grad, max, log_sum, chunk.bias};
+  const Task task{from,
+                  to,
+                  {chunk.num_rows, nullptr, 0, nullptr},
+                  chunk.labels,
+                  chunk.first,
+                  static_cast<int>(chunk.columns),
+                  1,
+                  scale_of(numbers),
+                  grad,
+                  max,
+                  log_sum,
+                  chunk.bias};
   if (dtype == Dtype::f32) launch_chunk<float>(task, place.stream);
   if (dtype == Dtype::bf16) launch_chunk<__nv_bfloat16>(task, place.stream);
   if (dtype == Dtype::f16) launch_chunk<__half>(task, place.stream);

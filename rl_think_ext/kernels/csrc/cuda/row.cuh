@@ -61,8 +61,8 @@ struct Packed<__nv_bfloat16> {
   }
   __device__ static unsigned pair(float low, float high) {
     const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-    return static_cast<unsigned>(__bfloat16_as_ushort(both.x)) |
-           static_cast<unsigned>(__bfloat16_as_ushort(both.y)) << 16;
+    return static_cast<unsigned>(__bfloat16_as_ushort(both.x)) | static_cast<unsigned>(__bfloat16_as_ushort(both.y))
+                                                                     << 16;
   }
   __device__ static uint4 pack(const float* v) {
     return make_uint4(pair(v[0], v[1]), pair(v[2], v[3]), pair(v[4], v[5]), pair(v[6], v[7]));
@@ -95,7 +95,7 @@ struct Packed<__half> {
 
 // Temperature and cap as the kernels use them; exponents are in base 2.
 struct Scale {
-  float exponent;          // log2(e) / temperature
+  float exponent;  // log2(e) / temperature
   float inv_temperature, softcap, inv_softcap;
 };
 
@@ -282,8 +282,8 @@ __device__ __forceinline__ void write_results(const RowResults& results, int64_t
                                               bool known, const Scale& scale) {
   const float log_sum = known ? logf(state.sum) : NAN;
   const float distance = state.max == kNothing && state.sum == 0.0f ? kNothing : label - state.max;
-  results.logprob[row] = distance == kNothing && log_sum == kNothing ? kNothing
-                                                                    : distance * scale.inv_temperature - log_sum;
+  results.logprob[row] =
+      distance == kNothing && log_sum == kNothing ? kNothing : distance * scale.inv_temperature - log_sum;
   if (results.max) results.max[row] = state.max;
   if (results.log_sum) results.log_sum[row] = log_sum;
   if (results.entropy) results.entropy[row] = log_sum - kLn2 * state.weighted / state.sum;
@@ -292,8 +292,8 @@ __device__ __forceinline__ void write_results(const RowResults& results, int64_t
 // Row r of a grid, counted in 64 bits.
 template <class T>
 __device__ __forceinline__ T* row_at(const Grid& grid, int64_t r) {
-  const int64_t offset = grid.inner == 1 ? r * grid.outer_stride
-                                         : r / grid.inner * grid.outer_stride + r % grid.inner * grid.inner_stride;
+  const int64_t offset =
+      grid.inner == 1 ? r * grid.outer_stride : r / grid.inner * grid.outer_stride + r % grid.inner * grid.inner_stride;
   return static_cast<T*>(grid.base) + offset;
 }
 
@@ -324,9 +324,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* st
   kernel<<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(arguments...);
 }
 
-inline const char* error_text(cudaError_t error) {
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
+inline const char* error_text(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
 
 // Columns are counted in 32 bits; rows and offsets in 64.
 inline const char* too_long(int64_t columns) {

@@ -14,7 +14,7 @@ struct Task {
   int64_t first;
   int columns, splits;
   Scale scale;
-  RowResults results;    // logprob is null for partials
+  RowResults results;  // logprob is null for partials
   RowPartials partials;
   float* scratch;
 };
@@ -134,15 +134,25 @@ const char* run(const Task& task, const Place& place) {
 const char* forward(const Grid& logits, int64_t vocab, const int64_t* labels, const Selection& rows,
                     const Numbers& numbers, const RowResults& results, const Split& split, const Place& place) {
   if (const char* text = too_long(vocab)) return text;
-  return run({logits, rows, labels, 0, static_cast<int>(vocab), split.splits, scale_of(numbers), results, {},
-              split.scratch}, place);
+  return run(
+      {logits, rows, labels, 0, static_cast<int>(vocab), split.splits, scale_of(numbers), results, {}, split.scratch},
+      place);
 }
 
 const char* partials(const Grid& logits, int64_t vocab, const int64_t* labels, int64_t first, const Selection& rows,
                      const Numbers& numbers, const RowPartials& results, const Split& split, const Place& place) {
   if (const char* text = too_long(vocab)) return text;
-  return run({logits, rows, labels, first, static_cast<int>(vocab), split.splits, scale_of(numbers), {}, results,
-              split.scratch}, place);
+  return run({logits,
+              rows,
+              labels,
+              first,
+              static_cast<int>(vocab),
+              split.splits,
+              scale_of(numbers),
+              {},
+              results,
+              split.scratch},
+             place);
 }
 
 }  // namespace rl_think::gpu
