@@ -51,11 +51,12 @@ lint: $(COMPILED) ## ruff, formatting (C++ too), types, import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(COMPILED) ## time the scorer (ARGS goes to benchmarks/scoring.py)
-	@$(BIN)/python benchmarks/scoring.py $(ARGS)
+bench: $(COMPILED) ## time the kernels against their peers (ARGS goes to benchmarks/logprob.py; others: benchmarks/)
+	@$(BIN)/python benchmarks/logprob.py $(ARGS)
 
-cuda: $(COMPILED) ## a wheel with the CUDA kernels for every architecture, in dist/; needs nvcc 13, takes minutes
-	@$(PIP) wheel --no-deps -w dist -C cmake.define.RL_THINK_CUDA=ON -C cmake.define.RL_THINK_WERROR=ON .
+cuda: $(COMPILED) ## compile the kernels anew, with CUDA for every target and warnings as errors; needs nvcc 13
+	@PIP_CONSTRAINT=constraints.txt $(PIP) install --no-deps -C cmake.define.RL_THINK_CUDA=ON \
+	  -C cmake.define.RL_THINK_WERROR=ON -e .
 
 sanitize: $(COMPILED) ## the kernels' tests under the address and undefined-behaviour sanitizers
 	@$(BIN)/python tests/sanitize.py $(ARGS)

@@ -103,9 +103,7 @@ def check_backends(case: Case) -> Iterator[Finding]:
     yield Finding("ok", "backends", f"masked_logprob works, with {', '.join(backends)}; the CPU's kernels use {isa}.")
     if torch.cuda.is_available() and not native.module().has_cuda:
         found = "The kernels were compiled without CUDA: on the GPU masked_logprob works, more slowly, with torch."
-        todo = (
-            "Put nvcc on the PATH and reinstall rl_think_ext from its source with -C cmake.define.RL_THINK_CUDA=ON."
-        )
+        todo = "Put nvcc on the PATH and reinstall rl_think_ext from its source with -C cmake.define.RL_THINK_CUDA=ON."
         yield Finding("warn", "backends", found, todo)
 
 
