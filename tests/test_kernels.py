@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from kernel_grid import WAYS, computed
 from torch import Tensor
 
 from rl_think_ext.kernels import available_backends, linear_masked_logprob, masked_logprob
 
 BACKENDS = available_backends()
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# The torch backend computes float64 too, for oracles.
+WAYS_AND_DTYPES = (*itertools.product(WAYS, FLOATS), ("torch", torch.float64))
 NUMBERS = ((1.0, None), (0.7, None), (2.0, 5.0), (1.0, 30.0))
 SHAPES = (
     (1, 1),  # a vocabulary of one: log-prob and entropy are 0
@@ -75,8 +79,13 @@ def test_cap_comes_before_the_temperature() -> None:
     torch.testing.assert_close(got, torch.tensor([-math.log(1 + math.exp(1.5))]))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.fixture
+def backend(way: str) -> Iterator[str]:
+    with computed(way) as name:
+        yield name
+
+
+@pytest.mark.parametrize(("way", "dtype"), WAYS_AND_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_grid_against_float64(backend: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     logits, labels, some = batch(shape, dtype)
@@ -287,8 +296,7 @@ def test_arguments_stay_as_they_were(backend: str) -> None:
     assert all(torch.equal(x, y) for x, y in zip((logits, labels, mask), before, strict=True))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("way", "dtype"), WAYS_AND_DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 33, 7), (2, 17, 257)], ids=str)  # rows, odd inner size, vocabulary
 def test_linear_against_float64(backend: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> None:
     rows, inner, vocab = shape
@@ -370,8 +378,20 @@ def test_arguments_that_do_not_fit_are_named(change: dict[str, Any], message: st
         masked_logprob(**{**good, **change})
 
 
+def test_the_compiled_backend_is_there() -> None:
+    assert "cpp" in BACKENDS, "not compiled: what most users get would go untested (is there a C++ compiler?)"
+
+
+def test_f17_float64_is_for_the_torch_backend() -> None:
+    for call in (
+        lambda: masked_logprob(torch.zeros(1, 2).double(), torch.tensor([0]), backend="cpp"),
+        lambda: linear_masked_logprob(torch.zeros(1, 2).double(), torch.zeros(3, 2), torch.tensor([0]), backend="cpp"),
+    ):
+        with pytest.raises(ValueError, match=r"^backend 'cpp' does not compute (logits|hidden) of torch.float64"):
+            call()
+
+
 def test_f17_explicit_backend_that_is_not_there_raises() -> None:
-    assert "torch" in available_backends()
     for call in (
         lambda: masked_logprob(torch.zeros(1, 2), torch.tensor([0]), backend="abacus"),
         lambda: linear_masked_logprob(torch.zeros(1, 2), torch.zeros(3, 2), torch.tensor([0]), backend="abacus"),

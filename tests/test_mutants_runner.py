@@ -26,6 +26,11 @@ def test_child():
     child = "import os; os.chdir('/'); from rl_think_ext.toy import double; print(double(3))"
     assert subprocess.check_output([sys.executable, "-c", child], text=True) == "6\\n"
 
+def test_compiled():
+    import rl_think_ext, pathlib
+    (module,) = (pathlib.Path(rl_think_ext.__file__).parent / "kernels").glob("toy.so")
+    assert module.read_text() == "six"
+
 @pytest.mark.skip(reason="absent: toy")
 def test_skipped(): ...
 
@@ -42,6 +47,40 @@ def patch(test: str, old: str, new: str) -> str:
     )
 
 
+# A build that copies a source into the wheel stands in for a compiler.
+BACKEND = """\
+import zipfile
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    text = open("rl_think_ext/kernels/csrc/toy.cpp").read().strip()
+    if text == "broken":
+        raise SystemExit("toy.cpp: it does not compile")
+    name, metadata = "rl_think_ext-0-py3-none-any.whl", "Metadata-Version: 2.1\\nName: rl_think_ext\\nVersion: 0\\n"
+    with zipfile.ZipFile(f"{wheel_directory}/{name}", "w") as wheel:
+        wheel.writestr("rl_think_ext/kernels/toy.so", text)
+        wheel.writestr("rl_think_ext-0.dist-info/METADATA", metadata)
+        wheel.writestr("rl_think_ext-0.dist-info/WHEEL", "Wheel-Version: 1.0\\nTag: py3-none-any\\n")
+        wheel.writestr("rl_think_ext-0.dist-info/RECORD", "")
+    return name
+"""
+PROJECT = """\
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "rl_think_ext"
+version = "0"
+"""
+
+
+def compiled(new: str) -> str:
+    path = "rl_think_ext/kernels/csrc/toy.cpp"
+    return (
+        "# test: tests/test_toy.py::test_compiled\n# takes out: the compiled six\n"
+        f"--- a/{path}\n+++ b/{path}\n@@ -1 +1 @@\n-six\n+{new}\n"
+    )
+
+
 FACTOR = ("    return 2 * x", "    return x")
 MUTANTS = {
     "child": patch("test_child", *FACTOR),
@@ -54,6 +93,8 @@ MUTANTS = {
     "syntax": patch("test_strong", "    return 2 * x", "    return ("),
     "hangs": patch("test_strong", "    return 2 * x", "    __import__('time').sleep(600)"),
     "weak": patch("test_weak", *FACTOR),
+    "compiled": compiled("five"),
+    "uncompilable": compiled("broken"),
 }
 
 
@@ -61,6 +102,8 @@ MUTANTS = {
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("toy")
     files = {"rl_think_ext/__init__.py": "", "rl_think_ext/toy.py": CODE, "tests/test_toy.py": TESTS}
+    files |= {"pyproject.toml": PROJECT, "backend.py": BACKEND}
+    files |= {"rl_think_ext/kernels/csrc/toy.cpp": "six\n", "rl_think_ext/kernels/toy.so": "six"}
     files |= {f"tests/mutants/{name}.patch": text for name, text in MUTANTS.items()}
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +148,11 @@ def test_one_survivor_fails(toy: Path) -> None:
 @pytest.mark.slow
 def test_a_test_that_hangs_is_not_a_kill(toy: Path) -> None:
     assert verdicts(toy, "hangs", timeout=20) == ({"hangs": "TIMED OUT"}, 1)
+
+
+def test_a_patch_of_compiled_sources_builds_its_copy(toy: Path) -> None:
+    assert verdicts(toy, "compiled", "uncompilable") == ({"compiled": "killed", "uncompilable": "DOES NOT BUILD"}, 1)
+    assert (toy / "rl_think_ext" / "kernels" / "toy.so").read_text() == "six"
 
 
 def test_list_runs_nothing(toy: Path) -> None:
