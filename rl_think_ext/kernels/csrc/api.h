@@ -33,7 +33,7 @@ struct Selection {
   int64_t num_rows;
   const int64_t* listed;  // strictly increasing
   int64_t num_listed;
-  const bool* mask;
+  const uint8_t* mask;  // a byte a row: not a bool, of which C++ knows two values
 };
 
 // Results by row, [num_rows]: natural units. `max` is that of v, `log_sum` the log of sum(exp((v - max) /

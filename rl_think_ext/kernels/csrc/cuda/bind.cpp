@@ -20,7 +20,7 @@ Grid grid(int dtype, Address base, int64_t inner, int64_t outer_stride, int64_t 
 }
 
 Selection selection(int64_t num_rows, Address listed, int64_t num_listed, Address mask) {
-  return {num_rows, at<const int64_t>(listed), num_listed, at<const bool>(mask)};
+  return {num_rows, at<const int64_t>(listed), num_listed, at<const uint8_t>(mask)};
 }
 
 const char* forward(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
