@@ -15,7 +15,8 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 CSRC := $(shell find rl_think_ext/kernels/csrc -type f 2>/dev/null)
 NATIVE := $(wildcard CMakeLists.txt cmake/*) $(CSRC)
 # Development has no use for the CUDA kernels, which take minutes to compile: `make cuda` is apart.
-BUILD := PIP_CONSTRAINT=constraints.txt $(PIP) install -C cmake.define.RL_THINK_CUDA=OFF -C cmake.define.RL_THINK_WERROR=ON
+BUILD := PIP_CONSTRAINT=constraints.txt $(PIP) install -C build-dir=build/make \
+  -C cmake.define.RL_THINK_CUDA=OFF -C cmake.define.RL_THINK_WERROR=ON
 MIN_PYTHON := $(shell sed -n 's/^requires-python = ">=\([0-9.]*\)".*/\1/p' pyproject.toml)
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -55,7 +56,7 @@ bench: $(COMPILED) ## time the kernels against their peers (ARGS goes to benchma
 	@$(BIN)/python benchmarks/logprob.py $(ARGS)
 
 cuda: $(COMPILED) ## compile the kernels anew, with CUDA for every target and warnings as errors; needs nvcc 13
-	@PIP_CONSTRAINT=constraints.txt $(PIP) install --no-deps -C cmake.define.RL_THINK_CUDA=ON \
+	@PIP_CONSTRAINT=constraints.txt $(PIP) install --no-deps -C build-dir=build/cuda -C cmake.define.RL_THINK_CUDA=ON \
 	  -C cmake.define.RL_THINK_WERROR=ON -e .
 
 sanitize: $(COMPILED) ## the kernels' tests under the address and undefined-behaviour sanitizers

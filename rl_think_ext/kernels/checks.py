@@ -33,12 +33,19 @@ def check_numbers(x: Tensor, temperature: float, softcap: float | None, name: st
     """Dtype and dimensions of the floating input, temperature and cap."""
     if x.dtype not in FLOATS:
         raise ValueError(f"{name} is float32, bfloat16 or float16, got {x.dtype}")
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name} is a dense tensor, got {x.layout}")
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"{name} has a last dimension of at least 1, got {list(x.shape)}")
-    if not 0 < temperature < float("inf"):
+    if not is_scale(temperature):
         raise ValueError(f"temperature is above 0, got {temperature}")
-    if softcap is not None and not 0 < softcap < float("inf"):
+    if softcap is not None and not is_scale(softcap):
         raise ValueError(f"softcap is above 0 or None, got {softcap}")
+
+
+def is_scale(value: float) -> bool:
+    """Whether logits can be divided by it: above 0, and neither it nor its inverse is lost in float32."""
+    return 1e-30 <= value <= 1e30
 
 
 def check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -106,7 +113,7 @@ def check_memory(out: Tensor | None, inplace: bool, logits: Tensor) -> None:
     if _has_no_room(out):
         raise ValueError("rows of backward_out share memory, or are a negative view: give it memory of its own")
     if not torch.compiler.is_compiling() and out.untyped_storage()._cdata == logits.untyped_storage()._cdata:
-        raise ValueError("backward_out lies in the memory of logits: say inplace_backward=True instead")
+        raise ValueError("backward_out and logits share a storage: give it memory of its own, or inplace_backward=True")
 
 
 def _has_no_room(x: Tensor) -> bool:

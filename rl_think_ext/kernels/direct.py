@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from rl_think_ext.kernels import native
+from rl_think_ext.kernels.checks import is_scale
 from rl_think_ext.kernels.layout import CODES, address, grid
 from rl_think_ext.kernels.ops import complain
 
@@ -25,8 +26,8 @@ def suits(logits: Tensor, labels: Tensor, mask: Tensor | None, temperature: floa
         and labels.shape == logits.shape[:-1]
         and logits.shape[-1] > 0
         and (mask is None or (_is_plain(mask, torch.bool) and mask.shape == labels.shape))
-        and 0 < temperature < float("inf")
-        and (softcap is None or 0 < softcap < float("inf"))
+        and is_scale(temperature)
+        and (softcap is None or is_scale(softcap))
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0

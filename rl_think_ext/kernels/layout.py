@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -37,10 +38,7 @@ def grid(x: Tensor) -> Grid:
     if x.dim() == 1:
         return Grid(x, 1, 0, 0)
     if x.dim() > 3:
-        try:
-            x = x.view(-1, *x.shape[-2:])
-        except RuntimeError:
-            x = x.reshape(-1, *x.shape[-2:])
+        x = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])  # a view wherever that is possible
     return Grid(x, max(1, x.shape[1]), x.stride(0), x.stride(1))
 
 

@@ -208,7 +208,8 @@ def _nothing_fake(*args: Any) -> None:
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, labels, mask, rows, ctx.temperature, ctx.softcap, _, ctx.inplace, out = inputs
-    ctx.save_for_backward(logits, labels, mask, rows, output[2], output[3], out)
+    ctx.save_for_backward(logits, labels, mask, rows, output[2], output[3])
+    ctx.memory = None if out is None else GradientMemory(out, logits.is_leaf)
     ctx.set_materialize_grads(False)
 
 
@@ -216,21 +217,51 @@ def _backward(ctx: Any, grad: Tensor | None, *others: Any) -> tuple[Tensor | Non
     none = (None,) * 8
     if grad is None:
         return None, *none
-    *saved, out = ctx.saved_tensors
+    saved, memory = ctx.saved_tensors, ctx.memory
     numbers = (ctx.temperature, ctx.softcap)
-    if not ctx.inplace and out is None:
+    if not ctx.inplace and memory is None:
         return torch.ops.rl_think_ext.logprob_backward.default(grad, *saved, *numbers), *none
     if torch.is_grad_enabled():
         raise NotImplementedError("a gradient that is written over other memory has no graph: leave create_graph off")
-    if out is not None:
-        torch.ops.rl_think_ext.logprob_backward_into.default(grad, *saved, *numbers, out)
-        return out.detach(), *none
+    if memory is not None:
+        memory.check()
+        torch.ops.rl_think_ext.logprob_backward_into.default(grad, *saved, *numbers, memory.out)
+        return memory.handed_on(), *none
     logits = saved[0]
     torch.ops.rl_think_ext.logprob_backward_inplace.default(grad, *saved, *numbers)
     if not torch.compiler.is_compiling():
         # Whoever saved these logits, a second backward through this graph too, is told that they are gone.
         torch.autograd.graph.increment_version(logits)
     return logits.detach(), *none
+
+
+class GradientMemory:
+    """`backward_out` between a forward and its backward: nobody else may have written there meanwhile."""
+
+    def __init__(self, out: Tensor, is_leaf: bool) -> None:
+        self.out, self._is_leaf, self._version = out, is_leaf, self._now(out)
+
+    @staticmethod
+    def _now(out: Tensor) -> int:
+        return 0 if torch.compiler.is_compiling() or out.is_inference() else out._version
+
+    def check(self) -> None:
+        """Before the gradient is written.
+
+        Raises:
+            RuntimeError: another gradient was written there, which somebody may still have to read.
+        """
+        if self._now(self.out) != self._version:
+            raise RuntimeError(
+                "backward_out was written to since this forward: it holds one gradient, so give each call its own"
+            )
+
+    def handed_on(self) -> Tensor:
+        """The gradient that was written; a copy for a leaf, which keeps it: the next one would be written there."""
+        if not torch.compiler.is_compiling() and not self.out.is_inference():
+            torch.autograd.graph.increment_version(self.out)
+        self._version = self._now(self.out)
+        return self.out.clone() if self._is_leaf else self.out.detach()
 
 
 def no_second_derivative(ctx: Any, *grads: Any) -> Any:

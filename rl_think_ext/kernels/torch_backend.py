@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rl_think_ext.kernels.ops import GradientMemory
+
 _ELEMENTS = 2**21
 
 
@@ -31,12 +33,14 @@ class _GradientInto(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, out: Tensor) -> Tensor:
-        ctx.out = out
+        ctx.memory = GradientMemory(out, logits.is_leaf)
         return logits.view_as(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.out.copy_(grad), None
+        ctx.memory.check()
+        ctx.memory.out.copy_(grad)
+        return ctx.memory.handed_on(), None
 
 
 def partials(

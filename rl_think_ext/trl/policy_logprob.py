@@ -109,6 +109,8 @@ def install(model: Any, temperature: float, entropy: bool = False) -> None:
         _check_numbers(base, temperature)
     except BaseException:
         base.forward = before
+        for head in _linears(base.get_output_embeddings()):
+            head.__class__ = nn.Linear
         raise
 
 
@@ -187,7 +189,7 @@ def _logit_scale(base: Any) -> float:
     scaling = getattr(config, "logits_scaling", None)  # Granite divides by it, HyperCLOVA X multiplies
     if scaling is None:
         return 1.0
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / float(scaling)
+    return float(scaling) if config.model_type == "hyperclovax" or not scaling else 1.0 / float(scaling)
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ class Panels {
         pairs(head.hidden.dtype == Dtype::bf16 && kernels().multiply_bf16 != nullptr),
         steps(pairs ? (head.depth + 1) / 2 : head.depth),
         packed_(rounded_up(count, width) * steps) {
-    parallel_for(panels(), num_threads, [&](int64_t panel, int) { pack(head, rows, panel); });
+    std::vector<Floats> wide(num_threads, Floats(head.depth));
+    parallel_for(panels(), num_threads, [&](int64_t panel, int worker) { pack(head, rows, panel, wide[worker]); });
   }
 
   const int64_t begin, count, width;
@@ -42,9 +43,8 @@ class Panels {
   const float* at(int64_t panel) const { return packed_.data() + panel * steps * width; }
 
  private:
-  void pack(const Head& head, const Selected& rows, int64_t panel) {
+  void pack(const Head& head, const Selected& rows, int64_t panel, Floats& wide) {
     float* out = packed_.data() + panel * steps * width;
-    Floats wide(head.depth);
     for (int64_t lane = 0; lane < lanes(panel); ++lane) {
       const char* x = head.hidden.row(rows[begin + panel * width + lane]);
       if (pairs) {
@@ -232,8 +232,7 @@ class Backward {
       const int64_t j = labels_[rows_[p + lane]] - v0;
       if (j < 0 || j >= count) continue;
       const float x = products[j * width + lane];
-      const float v = head_.scaling.softcap > 0 ? kernels().capped(x, head_.scaling.softcap) : x;
-      const float value = gradient_at_label(v, grad_[p + lane], max_[p + lane], log_sum_[p + lane], head_.scaling);
+      const float value = gradient_at_label(x, grad_[p + lane], max_[p + lane], log_sum_[p + lane], head_.scaling);
       at_label[found++] = {j * pitch_ + p + lane, value};
     }
     kernels().tile_gradient(products, count, lanes_in_use(packed_, panel), head_.scaling, &grad_[p], &max_[p],

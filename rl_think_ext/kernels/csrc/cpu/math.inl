@@ -15,5 +15,13 @@ inline Lanes::F tanh_of(Lanes::F y) {
   return Lanes::if_below(size, Lanes::set(0.625f), small, large);
 }
 
+// 1 - tanh(y)^2, which would cancel near the ends.
+inline Lanes::F tanh_slope(Lanes::F y) {
+  const Lanes::F one = Lanes::set(1.0f);
+  const Lanes::F e = Lanes::exp2(Lanes::abs(y), Lanes::set(-2.0f * kLog2E), Lanes::set(0.0f));
+  const Lanes::F sum = Lanes::add(one, e);
+  return Lanes::div(Lanes::mul(Lanes::set(4.0f), e), Lanes::mul(sum, sum));
+}
+
 }  // namespace
 }  // namespace rl_think

@@ -19,32 +19,40 @@ struct MultiplyFloats {
   static Lanes::F add_product(Operand a, Operand b, Lanes::F sum) { return Lanes::fma(a, b, sum); }
 };
 
+// The sums of so many products are added up at a time: one long chain would gather its roundings.
+constexpr int64_t kRun = 64;
+
 template <class Arithmetic, int vectors>
 void multiply(const Product& p) {
-  Lanes::F acc[kTileRows][vectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    for (int u = 0; u < vectors; ++u) acc[i][u] = Lanes::set(0.0f);
-  }
   const char *a = p.a, *b = p.b, *ahead = p.ahead;
-  for (int64_t k = 0; k < p.depth; ++k) {
-    typename Arithmetic::Operand lanes[vectors];
-#pragma GCC unroll 2
-    for (int u = 0; u < vectors; ++u) lanes[u] = Arithmetic::load(b + u * 4 * Lanes::width);
+  for (int64_t begin = 0; begin < p.depth; begin += kRun) {
+    Lanes::F acc[kTileRows][vectors];
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
-      const typename Arithmetic::Operand number = Arithmetic::broadcast(a + i * p.a_row);
-#pragma GCC unroll 2
-      for (int u = 0; u < vectors; ++u) acc[i][u] = Arithmetic::add_product(number, lanes[u], acc[i][u]);
+      for (int u = 0; u < vectors; ++u) acc[i][u] = Lanes::set(0.0f);
     }
-    a += p.a_step;
-    b += p.b_step;
-    __builtin_prefetch(ahead, 0, 2);
-    ahead += p.ahead_step;
-  }
+    for (int64_t k = least(kRun, p.depth - begin); k > 0; --k) {
+      typename Arithmetic::Operand lanes[vectors];
+#pragma GCC unroll 2
+      for (int u = 0; u < vectors; ++u) lanes[u] = Arithmetic::load(b + u * 4 * Lanes::width);
 #pragma GCC unroll 16
-  for (int i = 0; i < kTileRows; ++i) {
-    for (int u = 0; u < vectors; ++u) Lanes::store(p.acc + i * kPanel + u * Lanes::width, acc[i][u]);
+      for (int i = 0; i < kTileRows; ++i) {
+        const typename Arithmetic::Operand number = Arithmetic::broadcast(a + i * p.a_row);
+#pragma GCC unroll 2
+        for (int u = 0; u < vectors; ++u) acc[i][u] = Arithmetic::add_product(number, lanes[u], acc[i][u]);
+      }
+      a += p.a_step;
+      b += p.b_step;
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += p.ahead_step;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+      for (int u = 0; u < vectors; ++u) {
+        float* sum = p.acc + i * kPanel + u * Lanes::width;
+        Lanes::store(sum, begin == 0 ? acc[i][u] : Lanes::add(Lanes::load(sum), acc[i][u]));
+      }
+    }
   }
 }
 

@@ -69,8 +69,9 @@ inline uint16_t half_at(const char* x) {
 inline float from_f16(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, rest = half & 0x7fff;
   if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // Shifted into place the exponent is 112 too small; the product also makes subnormals normal.
-  return from_bits(sign | to_bits(from_bits(rest << 13) * 0x1p112f));
+  // A subnormal is a multiple of 2^-24; no step here meets a subnormal float, which some machines are told to drop.
+  if (rest < 0x400) return from_bits(sign | to_bits(static_cast<float>(rest) * 0x1p-24f));
+  return from_bits(sign | ((rest << 13) + 0x38000000));
 }
 
 inline uint16_t to_f16(float value) {

@@ -14,9 +14,10 @@ namespace {
 constexpr int64_t kSegment = 32768;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-float logit_at(const Grid& logits, int64_t r, int64_t j, Scaling scaling) {
-  const float x = read(logits.dtype, logits.row(r) + j * logits.item());
-  return scaling.softcap > 0 ? kernels().capped(x, scaling.softcap) : x;
+float capped_at(float x, Scaling scaling) { return scaling.softcap > 0 ? kernels().capped(x, scaling.softcap) : x; }
+
+float logit_at(const Grid& logits, int64_t r, int64_t j) {
+  return read(logits.dtype, logits.row(r) + j * logits.item());
 }
 
 RowState scan_part(const Grid& logits, int64_t r, int64_t begin, int64_t vocab, Scaling scaling, bool entropy) {
@@ -78,9 +79,13 @@ RowState merged(const RowState& a, const RowState& b, float inv_temperature) {
   return {high.max, high.sum + low.sum * factor, high.weighted + moved};
 }
 
-float gradient_at_label(float label, float grad, float max, float log_sum, Scaling scaling) {
-  const double logprob = (static_cast<double>(label) - max) * scaling.inv_temperature - log_sum;
-  const double slope = scaling.softcap > 0 ? 1 - std::pow(static_cast<double>(label) / scaling.softcap, 2) : 1;
+float gradient_at_label(float x, float grad, float max, float log_sum, Scaling scaling) {
+  const double logprob = (static_cast<double>(capped_at(x, scaling)) - max) * scaling.inv_temperature - log_sum;
+  double slope = 1;
+  if (scaling.softcap > 0) {
+    const double e = std::exp(-2 * std::fabs(static_cast<double>(x) / scaling.softcap));
+    slope = 4 * e / ((1 + e) * (1 + e));
+  }
   return static_cast<float>(-std::expm1(logprob) * grad * scaling.inv_temperature * slope);
 }
 
@@ -98,7 +103,7 @@ void rows_forward(const Grid& logits, int64_t vocab, const int64_t* labels, cons
                   const RowResults& out, int num_threads) {
   scan_rows(logits, vocab, Selected(selection), scaling, out.entropy, num_threads,
             [&](int64_t r, const RowState& state) {
-              finish(state, logit_at(logits, r, labels[r], scaling), scaling.inv_temperature, r, out);
+              finish(state, capped_at(logit_at(logits, r, labels[r]), scaling), scaling.inv_temperature, r, out);
             });
 }
 
@@ -108,7 +113,7 @@ void rows_partials(const Grid& logits, int64_t vocab, const int64_t* labels, int
     const int64_t j = labels[r] - first;
     out.max[r] = state.max;
     out.sum[r] = static_cast<float>(state.sum);
-    out.label[r] = j >= 0 && j < vocab ? logit_at(logits, r, j, scaling) * scaling.inv_temperature : 0.0f;
+    out.label[r] = j >= 0 && j < vocab ? capped_at(logit_at(logits, r, j), scaling) * scaling.inv_temperature : 0.0f;
   });
 }
 
@@ -123,7 +128,7 @@ void rows_backward(const Grid& logits, const Grid& out, int64_t vocab, const int
   const auto part = [&](int64_t r, int64_t begin) {
     const int64_t size = std::min(kSegment, vocab - begin), j = labels[r] - first;
     const bool here = j >= begin && j < begin + size;
-    const float label = here ? logit_at(logits, r, j, scaling) : 0;  // in place it is overwritten next
+    const float label = here ? logit_at(logits, r, j) : 0;  // in place it is overwritten next
     const RowGradient row = {-grad[r] * scaling.inv_temperature, max[r], log_sum[r]};
     char* target = out.row(r) + begin * item;
     kernels().gradient(logits.dtype, logits.row(r) + begin * item, target, size, scaling, row, streaming);

@@ -26,8 +26,8 @@ void rows_backward(const Grid& logits, const Grid& out, int64_t vocab, const int
 // Two parts of a row as one.
 RowState merged(const RowState& a, const RowState& b, float inv_temperature);
 
-// The gradient of the logit at the label, `label` being v there: (1 - p) would cancel where p is near 1.
-float gradient_at_label(float label, float grad, float max, float log_sum, Scaling);
+// The gradient of the logit x at the label: (1 - p) would cancel where p is near 1.
+float gradient_at_label(float x, float grad, float max, float log_sum, Scaling);
 
 // Writes row r's results; `label` is v at its label.
 void finish(const RowState&, float label, float inv_temperature, int64_t r, const RowResults&);
