@@ -63,11 +63,11 @@ def masked_logprob(
         backend: "auto", or one of `available_backends()`.
         inplace_backward: Write the gradient over `logits`, which nobody may need any more: the memory of a second
             [..., V] and most of the time of a sparse backward are saved. The torch backend never does.
-        backward_out: [..., V] like `logits`: memory for the gradient.
+        backward_out: [..., V] like `logits`: memory for one gradient at a time.
 
     Returns:
-        [...] float32, 0.0 where masked (float64 for float64 logits). A row that holds NaN or +inf gives NaN; one of
-        -inf alone gives -inf, where torch's log_softmax gives NaN.
+        [...] float32, 0.0 where masked (float64 for float64 logits). Without a soft cap a row that holds NaN or +inf
+        gives NaN, and one of -inf alone gives -inf, where torch's log_softmax gives NaN.
 
     Raises:
         ValueError: a shape, dtype, device, label or backend that does not fit; the text names argument and row.
