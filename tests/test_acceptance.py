@@ -44,6 +44,7 @@ def test_stock_command_learns(tmp_path):
     assert (tmp_path / "checkpoint-40/rl_think/ema.safetensors").exists()
 
 
-def test_every_mutant_is_killed():
-    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2")
+def test_every_mutant_that_needs_no_compiler_is_killed():
+    # Those of compiled sources take another ten minutes: `make mutants` runs them all.
+    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2", "--skip-compiled", timeout=1500)
     assert "survived" not in shown.lower()
