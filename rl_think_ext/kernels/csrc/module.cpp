@@ -1,7 +1,7 @@
 // The border to Python: integers in, nothing allocated, nothing checked twice. Every call releases the GIL.
 #include <nanobind/nanobind.h>
 
-#include "api.h"
+#include "border.h"
 #include "cpu/linear.h"
 #include "cpu/rows.h"
 #include "cpu/table.h"
@@ -14,21 +14,6 @@ void bind_cuda(nb::module_& m);
 #endif
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Grid grid(int dtype, Address base, int64_t inner, int64_t outer_stride, int64_t inner_stride) {
-  return {at<void>(base), static_cast<Dtype>(dtype), inner, outer_stride, inner_stride};
-}
-
-Selection selection(int64_t num_rows, Address listed, int64_t num_listed, Address mask) {
-  return {num_rows, at<const int64_t>(listed), num_listed, at<const uint8_t>(mask)};
-}
 
 int64_t forward(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
                 Address labels, int64_t num_rows, Address listed, int64_t num_listed, Address mask,

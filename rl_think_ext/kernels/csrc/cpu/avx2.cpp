@@ -9,21 +9,7 @@
 namespace rl_think {
 
 const Kernels* avx2_kernels() {
-  static const Kernels table = {"avx2",
-                                scan,
-                                gradient,
-                                clear,
-                                capped_number,
-                                widen,
-                                narrow,
-                                kPanel,
-                                kTileRows,
-                                multiply<MultiplyFloats, 2>,
-                                multiply<MultiplyFloats, 1>,
-                                nullptr,
-                                nullptr,
-                                fold,
-                                tile_gradient};
+  static const Kernels table = kernels_of("avx2");
   return &table;
 }
 

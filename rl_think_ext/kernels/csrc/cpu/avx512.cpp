@@ -9,21 +9,7 @@
 namespace rl_think {
 
 const Kernels* avx512_kernels() {
-  static const Kernels table = {"avx512",
-                                scan,
-                                gradient,
-                                clear,
-                                capped_number,
-                                widen,
-                                narrow,
-                                kPanel,
-                                kTileRows,
-                                multiply<MultiplyFloats, 2>,
-                                multiply<MultiplyFloats, 1>,
-                                nullptr,
-                                nullptr,
-                                fold,
-                                tile_gradient};
+  static const Kernels table = kernels_of("avx512");
   return &table;
 }
 

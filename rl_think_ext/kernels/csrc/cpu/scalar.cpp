@@ -9,21 +9,7 @@
 namespace rl_think {
 
 const Kernels* scalar_kernels() {
-  static const Kernels table = {"scalar",
-                                scan,
-                                gradient,
-                                clear,
-                                capped_number,
-                                widen,
-                                narrow,
-                                kPanel,
-                                kTileRows,
-                                multiply<MultiplyFloats, 2>,
-                                multiply<MultiplyFloats, 1>,
-                                nullptr,
-                                nullptr,
-                                fold,
-                                tile_gradient};
+  static const Kernels table = kernels_of("scalar");
   return &table;
 }
 

@@ -91,5 +91,24 @@ void narrow(Dtype dtype, const float* x, char* out, int64_t n) {
   narrow_dtype<Dtype::f16>(x, out, n);
 }
 
+// Everything for the Lanes in scope; a bf16 unit is added where there is one.
+Kernels kernels_of(const char* name) {
+  return {name,
+          scan,
+          gradient,
+          clear,
+          capped_number,
+          widen,
+          narrow,
+          kPanel,
+          kTileRows,
+          multiply<MultiplyFloats, 2>,
+          multiply<MultiplyFloats, 1>,
+          nullptr,
+          nullptr,
+          fold,
+          tile_gradient};
+}
+
 }  // namespace
 }  // namespace rl_think

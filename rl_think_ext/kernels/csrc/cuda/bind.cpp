@@ -1,27 +1,13 @@
 // The CUDA half of the border to Python: integers and floats in; None or the text of an error out.
 #include <nanobind/nanobind.h>
 
+#include "../border.h"
 #include "launch.h"
 
 namespace nb = nanobind;
 using namespace rl_think;
 
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-Grid grid(int dtype, Address base, int64_t inner, int64_t outer_stride, int64_t inner_stride) {
-  return {at<void>(base), static_cast<Dtype>(dtype), inner, outer_stride, inner_stride};
-}
-
-Selection selection(int64_t num_rows, Address listed, int64_t num_listed, Address mask) {
-  return {num_rows, at<const int64_t>(listed), num_listed, at<const uint8_t>(mask)};
-}
 
 const char* forward(int dtype, Address logits, int64_t inner, int64_t outer_stride, int64_t inner_stride, int64_t vocab,
                     Address labels, int64_t num_rows, Address listed, int64_t num_listed, Address mask,
