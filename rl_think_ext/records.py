@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Status = Literal["ok", "unclosed", "unopened", "nested", "empty"]
+# no_open, no_close: a part never opened or never closed; truncated: the length limit came before it was whole.
+Status = Literal["ok", "no_open", "no_close", "empty_thought", "empty_response", "extra_tags", "truncated"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Parts:
-    """A completion taken apart; `answer` is None unless `status` is "ok"."""
+    """A completion taken apart; in strict mode `answer` is None unless `status` is "ok"."""
 
     thought: str | None
     answer: str | None

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from rl_think_ext.errors import UserError
 
 ENVIRONMENT = "RL_THINK_CONFIG"
+METHODS = ("rlp", "rlmt")
 T = TypeVar("T")
 
 
@@ -100,7 +101,7 @@ def method_block(block: Mapping[str, Any], method: str, where: str) -> dict[str,
     Raises:
         UserError: an unknown method, or a block that is not a mapping.
     """
-    check_keys(block, ("rlp",), where)
+    check_keys(block, METHODS, where)
     inner = {} if block.get(method) is None else block[method]
     if not isinstance(inner, Mapping):
         raise UserError(f"{where}: `{method}:` holds {inner!r}; expected `key: value` lines")

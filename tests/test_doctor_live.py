@@ -77,7 +77,7 @@ def test_gain_column_is_the_reward_that_is_configured(tmp_path, given, sum_of):
 
 def test_thought_that_is_cut_off_gets_the_tag_or_no_reward(tmp_path):
     record = live(run_file(tmp_path, max_completion_length=2))
-    assert record["status"] == "unclosed" and not record["closed"]
+    assert record["status"] == "no_close" and not record["closed"]
     assert part(record, "close added") == [CLOSE] and record["num_sampled"] == 2
     assert record["reward"] is not None
     record = live(run_file(tmp_path, max_completion_length=2, **settings(closing="unscorable")))

@@ -299,9 +299,9 @@ def test_tag_of_one_token_by_either_road() -> None:
 
 REACHED = {
     "no target tokens": rollout(target=()),
-    "empty thought": rollout(said=thought(status="empty")),
-    "thought not closed": rollout(said=thought(7, status="unclosed")),
-    "thought not opened": rollout(said=thought(7, status="unopened")),
+    "empty thought": rollout(said=thought(status="empty_thought")),
+    "thought not closed": rollout(said=thought(7, status="no_close")),
+    "thought not opened": rollout(said=thought(7, status="no_open")),
     "longer than the model": rollout(context=(3,) * 60),
     "score not finite": rollout(target=(OPEN,)),
 }
@@ -329,14 +329,14 @@ def test_every_reason_is_reached_and_counted() -> None:
 
 def test_f22_cut_off_thought_is_scored_when_it_may_be_appended() -> None:
     model = qwen3()
-    gains = GainScorer(QUIET, Likelihood(model, 0), TAGS)([rollout(said=thought(7, 8, status="unclosed")), rollout()])
+    gains = GainScorer(QUIET, Likelihood(model, 0), TAGS)([rollout(said=thought(7, 8, status="no_close")), rollout()])
     assert gains.column("gain")[0] == gains.column("gain")[1]
     assert gains.column("unclosed").tolist() == [1.0, 0.0]
 
 
 def test_second_opening_tag_in_a_thought_is_counted_and_scored_like_any_token() -> None:
     model = qwen3()
-    said = thought(7, OPEN, 8, status="nested")
+    said = thought(7, OPEN, 8, status="extra_tags")
     gains = GainScorer(QUIET, Likelihood(model, 0), TAGS)([rollout(said=said), rollout()])
     expected = sum(oracle(model, (3, 4, 5, OPEN, *said.ids), (6,)))
     assert float(gains.column("reasoned")[0]) == pytest.approx(expected, abs=1e-4)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import re
+import time
+from typing import get_args
 
 import pytest
 from hypothesis import example, given
@@ -14,15 +17,20 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.records import Parts
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import (
+    CLOSE_RESPONSE,
     CLOSE_TAG,
     INSTRUCTION,
+    OPEN_RESPONSE,
     OPEN_TAG,
+    Style,
     TagIds,
     ThoughtIds,
     canonical_closing,
     close_thought,
     find,
+    find_tag,
     instruction_sides,
+    join,
     render,
     split,
 )
@@ -54,21 +62,122 @@ hostile_text = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=
     [
         ("<think>2 and 2</think>4", Parts("2 and 2", "4", "ok")),
         ("2 and 2</think>4", Parts("2 and 2", "4", "ok")),
-        ("\n <think>\nplan\n</think>\n\nAnswer.", Parts("\nplan\n", "\n\nAnswer.", "ok")),
-        (" 2 and 2</think>4", Parts(" 2 and 2", "4", "ok")),
-        ("<think>never closed", Parts("never closed", None, "unclosed")),
-        ("no tag at all", Parts("no tag at all", None, "unclosed")),
-        ("", Parts("", None, "unclosed")),
-        ("<think>a<think>b</think>c", Parts("a<think>b", None, "nested")),
-        ("<think>a</think>b</think>c", Parts("a", None, "nested")),
-        ("<think>a</think>b<think>c", Parts("a", None, "nested")),
-        ("before<think>a</think>b", Parts("before<think>a", None, "nested")),
-        ("<think><think>", Parts("<think>", None, "nested")),
-        ("<THINK>secret</THINK>4", Parts("<THINK>secret</THINK>4", None, "unclosed")),
+        ("\n <think>\nplan\n</think>\n\nAnswer.", Parts("plan", "Answer.", "ok")),
+        (" 2 and 2</think>4", Parts("2 and 2", "4", "ok")),
+        ("<think>never closed", Parts("never closed", None, "no_close")),
+        ("no tag at all", Parts(None, None, "no_open")),
+        ("", Parts(None, None, "no_open")),
+        ("<think></think>4", Parts("", None, "empty_thought")),
+        ("</think>4", Parts("", None, "empty_thought")),
+        ("<think>a</think> \n", Parts("a", None, "empty_response")),
+        ("<think>a<think>b</think>c", Parts("a<think>b", None, "extra_tags")),
+        ("<think>a</think>b</think>c", Parts("a", None, "extra_tags")),
+        ("<think>a</think>b<think>c", Parts("a", None, "extra_tags")),
+        ("before<think>a</think>b", Parts("before<think>a", None, "extra_tags")),
+        ("<think><think>", Parts("<think>", None, "extra_tags")),
+        ("<THINK>secret</THINK>4", Parts(None, None, "no_open")),
+        # A thought that was written twice, once in tags that only look like some.
+        ("<think>a</think>4 <THINK>secret</THINK>", Parts("a", None, "extra_tags")),
+        ("<think>a</think>4 ＜think＞secret", Parts("a", None, "extra_tags")),
+        ("<think>a</think>4 <th\u200bink>secret", Parts("a", None, "extra_tags")),
+        ("<think>a</think>4 <th\u0456nk>secret", Parts("a", None, "extra_tags")),
+        # Inside a thought they do no harm, and <response> is a word like any other behind one.
+        ("<think>a </THINK> b</think>4", Parts("a </THINK> b", "4", "ok")),
+        ("<think>a</think><response>4</response>", Parts("a", "<response>4</response>", "ok")),
     ],
 )
 def test_f22_f23_split_by_hand(text: str, expected: Parts) -> None:
     assert split(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "response", "only"),
+    [
+        ("<think>a</think><response>b</response>", Parts("a", "b", "ok"), Parts(None, None, "extra_tags")),
+        ("a</think>\n<response> b </response> and on", Parts("a", "b", "ok"), Parts(None, None, "extra_tags")),
+        (" <response>b</response>", Parts(None, None, "no_open"), Parts(None, "b", "ok")),
+        ("b", Parts(None, None, "no_open"), Parts(None, None, "no_open")),
+        # What is thought before the response, without a tag, would be the control's way around its rule.
+        ("Let me see. <response>b</response>", Parts(None, None, "no_open"), Parts(None, None, "no_open")),
+        ("<think>a</think>so <response>b</response>", Parts("a", None, "no_open"), Parts(None, None, "extra_tags")),
+        ("<think>a</think>b", Parts("a", None, "no_open"), Parts(None, None, "extra_tags")),
+        ("<think>a <response>b</response>", Parts("a", None, "no_close"), Parts(None, None, "extra_tags")),
+        ("<think>a</think><response>b", Parts("a", None, "no_close"), Parts(None, None, "extra_tags")),
+        ("<response>b", Parts(None, None, "no_open"), Parts(None, None, "no_close")),
+        ("<think> </think><response>b</response>", Parts("", None, "empty_thought"), Parts(None, None, "extra_tags")),
+        ("<think>a</think><response> </response>", Parts("a", None, "empty_response"), Parts(None, None, "extra_tags")),
+        ("<response></response>", Parts(None, None, "no_open"), Parts(None, None, "empty_response")),
+        ("<response>b<response>c</response>", Parts(None, None, "extra_tags"), Parts(None, None, "extra_tags")),
+        (
+            "<response>b</response><response>c</response>",
+            Parts(None, None, "extra_tags"),
+            Parts(None, None, "extra_tags"),
+        ),
+        ("<response>b <THINK>c</response>", Parts(None, None, "extra_tags"), Parts(None, None, "extra_tags")),
+    ],
+)
+def test_f22_f23_split_of_zero_styles_by_hand(text: str, response: Parts, only: Parts) -> None:
+    assert split(text, "response") == response
+    assert split(text, "response-only") == only
+
+
+@pytest.mark.parametrize(
+    ("text", "style", "prefilled", "status"),
+    [
+        ("<think>a", "think", False, "truncated"),
+        ("a", "think", True, "truncated"),
+        ("a", "think", False, "no_open"),
+        ("<think>a</think>half an ans", "think", False, "truncated"),
+        ("<think>a</think>", "think", False, "truncated"),
+        ("half an ans", "none", False, "truncated"),
+        ("<think>a", "response", False, "truncated"),
+        ("<think>a</think>\n<resp", "response", False, "truncated"),
+        ("<think>a</think>\nsomething", "response", False, "no_open"),
+        ("<think>a</think><response>half", "response", False, "truncated"),
+        ("<think>a</think><response>b</response>", "response", False, "ok"),
+        ("<think>a <response>b</response>", "response", False, "no_close"),
+        ("<resp", "response-only", False, "truncated"),
+        ("", "response-only", False, "truncated"),
+        ("<response>half", "response-only", False, "truncated"),
+        ("Sure", "response-only", False, "no_open"),
+    ],
+)
+def test_f22_what_the_length_limit_cut_is_truncated(text: str, style: Style, prefilled: bool, status: str) -> None:
+    assert split(text, style, finished=False, prefilled=prefilled).status == status
+    assert split("a", prefilled=True).status == "no_close"
+
+
+NULL = "[NULL]"
+
+
+@pytest.mark.parametrize(
+    ("style", "text", "lenient", "strict"),
+    [
+        # The table of the authors' parser, row by row.
+        ("think", "<think>\nplan\n</think>\n\nAnswer.", "Answer.", "Answer."),
+        ("think", " <think>\nplan, never closed ", " <think>\nplan, never closed ", NULL),
+        ("think", "Answer.", "Answer.", NULL),
+        ("think", "</think>Answer.", "Answer.", "Answer."),
+        ("think", "<think>a</think> b </think> c ", "b </think> c ", "b </think> c "),
+        ("think", "<think>a</think> b </response> c", "b </response> c", "b </response> c"),
+        ("think", " b </response> c ", " b </response> c ", NULL),
+        ("response", "<think>a</think><response> b </response> c", "b", "b"),
+        ("response", "<response>\nb", "b", NULL),
+        ("response", "<response>\nb  ", "b  ", NULL),
+        ("response", "<response>\nb  </response>", "b", "b"),
+        ("response", " no tags ", " no tags ", NULL),
+        ("response", " no opener </response> c", " no opener", NULL),
+        ("response", "</response><response>b</response>", "b", "b"),
+        ("response", "<response>a<response>b</response>", "a<response>b", "a<response>b"),
+        ("response-only", "x <response> b </response>", "b", "b"),
+        ("response-only", "", "", NULL),
+        ("none", " <think>a</think> b ", " <think>a</think> b ", " <think>a</think> b "),
+    ],
+)
+def test_paper_modes_to_the_letter(style: Style, text: str, lenient: str, strict: str) -> None:
+    assert split(text, style, "paper-lenient").answer == lenient
+    assert split(text, style, "paper-strict").answer == strict
+    assert split(text, style, "paper-strict").status == split(text, style).status
 
 
 @given(hostile_text)
@@ -78,13 +187,17 @@ def test_f23_split_agrees_with_a_grammar(text: str) -> None:
     parts = split(text)
     # Another algorithm: one regular expression for the only form that has an answer.
     whole = re.fullmatch(r"(?:\s*<think>)?((?:(?!</?think>).)*)</think>((?:(?!</?think>).)*)", text, re.DOTALL)
-    assert (parts.status == "ok") == (whole is not None)
-    if whole is None:
-        assert parts.answer is None
-        unclosed = re.fullmatch(r"(?:\s*<think>)?(?:(?!</?think>).)*", text, re.DOTALL)
-        assert parts.status == ("unclosed" if unclosed else "nested")
-    else:
-        assert (parts.thought, parts.answer) == whole.groups()
+    if parts.status == "ok":
+        assert whole is not None
+        assert (parts.thought, parts.answer) == (whole[1].strip(), whole[2].strip())
+        return
+    assert parts.answer is None
+    if whole is not None:
+        blank = {"empty_thought": whole[1].strip() == "", "empty_response": whole[2].strip() == ""}
+        assert blank.get(parts.status) or (parts.status == "extra_tags" and find_tag(whole[2]))
+        return
+    unclosed = re.fullmatch(r"(\s*<think>)?(?:(?!</?think>).)*", text, re.DOTALL)
+    assert parts.status == ("extra_tags" if unclosed is None else "no_close" if unclosed[1] else "no_open")
 
 
 @given(hostile_text, st.sampled_from(LOOK_ALIKES), hostile_text)
@@ -94,21 +207,92 @@ def test_f23_thought_never_is_the_answer(before: str, closer: str, after: str) -
     if answer is None:
         return
     # An answer exists only behind the one real closing tag, and this one stands behind the secret.
-    assert marked.endswith(CLOSE_TAG + answer)
+    assert marked.rstrip().endswith(answer) and marked.count(CLOSE_TAG) == 1
     assert "SECRET" not in answer
-    assert not any(tag in answer for tag in (OPEN_TAG, CLOSE_TAG))
+    assert find_tag(answer, "think") is None
 
 
 @given(hostile_text)
 def test_plain_style_shows_a_text_only_without_tags(text: str) -> None:
     parts = split(text, style="none")
     assert parts.thought is None
-    assert parts.answer == (text if text and OPEN_TAG not in text and CLOSE_TAG not in text else None)
-    assert parts.status == ("empty" if not text else "ok" if parts.answer is not None else "nested")
+    tagged = find_tag(text, "think") is not None
+    assert tagged or not (OPEN_TAG in text or CLOSE_TAG in text)
+    assert parts.status == ("extra_tags" if tagged else "ok" if text.strip() else "empty_response")
+    assert parts.answer == (text.strip() if parts.status == "ok" else None)
+
+
+def test_100000_hostile_texts_never_show_a_thought_and_never_crash() -> None:
+    rng, styles = random.Random(0), get_args(Style)
+    pieces = [*PIECES, OPEN_RESPONSE, CLOSE_RESPONSE, "<RESPONSE>", "<query>", "word ", "é日本", "x" * 50, "\u200d"]
+    for number in range(100_000):
+        before, after = ("".join(rng.choices(pieces, k=rng.randrange(6))) for _ in range(2))
+        style: Style = styles[number % len(styles)]
+        closer = CLOSE_TAG if rng.random() < 0.5 else rng.choice(LOOK_ALIKES)
+        before = before.replace(CLOSE_TAG, "")  # what stands before the secret does not end its thought
+        text = f"{OPEN_TAG}{before}SECRET{closer}{after}" if style != "response-only" else f"{before}SECRET{after}"
+        parts = split(text, style, finished=bool(number % 3), prefilled=bool(number % 2))
+        assert (parts.answer is None) == (parts.status != "ok")
+        if parts.answer is None:
+            continue
+        if style in ("think", "response"):
+            assert parts.thought and "SECRET" in parts.thought and "SECRET" not in parts.answer, text
+        assert find_tag(parts.answer, style) is None, text
+
+
+@given(
+    st.text().filter(lambda text: text.strip() and not find_tag(text)),
+    st.text().filter(lambda text: text.strip() and not find_tag(text)),
+    st.sampled_from(get_args(Style)),
+    st.booleans(),
+)
+def test_every_well_formed_output_is_ok_and_join_is_split_backwards(
+    thought: str, answer: str, style: Style, prefilled: bool
+) -> None:
+    text = join(thought, answer, style)
+    kept = thought.strip() if style in ("think", "response") else None
+    assert split(text, style) == Parts(kept, answer.strip(), "ok")
+    assert split(text.removeprefix(OPEN_TAG), style, prefilled=prefilled) == Parts(kept, answer.strip(), "ok")
 
 
 @pytest.mark.parametrize(
-    ("style", "mode", "message"), [("think", "kind", "mode is 'strict', got 'kind'"), ("tink", "strict", "got 'tink'")]
+    ("thought", "answer", "style"),
+    [
+        ("a</think>b", "c", "think"),
+        (None, "c", "response"),
+        ("", "c", "think"),
+        ("a", " ", "none"),
+        ("a", "<think>", "none"),
+    ],
+)
+def test_join_refuses_what_could_not_be_told_apart(thought: str | None, answer: str, style: Style) -> None:
+    with pytest.raises(ValueError, match="do not make a text of style"):
+        join(thought, answer, style)
+
+
+@pytest.mark.parametrize("style", get_args(Style))
+def test_a_long_output_is_split_in_bounded_time(style: Style) -> None:
+    texts = [
+        "<think>" + "plan é " * 800 + "</think>" + "<response>" + "word ＜x> " * 450 + "</response>",
+        "<think>" + "< " * 2500 + "</think>" + "<" * 5000,
+        "<think>a</think>" + ("<" + " " * 4990) * 2,
+        "<" * 10_000,
+        "\u200b" * 5000 + "＜" * 5000,
+    ]
+    for text in texts:
+        assert len(text) > 9_000
+        taken = []
+        for _ in range(9):
+            begin = time.perf_counter()
+            split(text, style)
+            taken.append(time.perf_counter() - begin)
+        # Twenty times what it takes alone: a machine under load is slow, a square of the length is a thousand times.
+        assert min(taken) < 0.02, text[:40]
+
+
+@pytest.mark.parametrize(
+    ("style", "mode", "message"),
+    [("think", "kind", "mode is one of strict, .*got 'kind'"), ("tink", "strict", "style is one of .*got 'tink'")],
 )
 def test_unknown_style_or_mode_raises(style: str, mode: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -168,21 +352,21 @@ TAGS = (TagIds((1,), (2,)), TagIds((1, 3), (2, 3, 4)))
     [
         ([5, 6, 2, 9], True, ThoughtIds((5, 6, 2), 3, "ok")),
         ([5, 6, 2, 9, 2], True, ThoughtIds((5, 6, 2), 3, "ok")),  # nothing behind the first closer belongs to it
-        ([5, 6], True, ThoughtIds((5, 6, 2), 2, "unclosed")),
-        ([5, 6, 0, 0], True, ThoughtIds((5, 6, 2), 4, "unclosed")),  # ended the text instead of closing
+        ([5, 6], True, ThoughtIds((5, 6, 2), 2, "no_close")),
+        ([5, 6, 0, 0], True, ThoughtIds((5, 6, 2), 4, "no_close")),  # ended the text instead of closing
         ([5, 0, 6, 2], True, ThoughtIds((5, 0, 6, 2), 4, "ok")),
-        ([2, 5], True, ThoughtIds((2,), 1, "empty")),
-        ([], True, ThoughtIds((2,), 0, "empty")),
-        ([0], True, ThoughtIds((2,), 1, "empty")),
-        ([1, 5, 2], True, ThoughtIds((1, 5, 2), 3, "nested")),
+        ([2, 5], True, ThoughtIds((2,), 1, "empty_thought")),
+        ([], True, ThoughtIds((2,), 0, "empty_thought")),
+        ([0], True, ThoughtIds((2,), 1, "empty_thought")),
+        ([1, 5, 2], True, ThoughtIds((1, 5, 2), 3, "extra_tags")),
         ([1, 5, 2], False, ThoughtIds((1, 5, 2), 3, "ok")),
-        ([1, 5], False, ThoughtIds((1, 5, 2), 2, "unclosed")),
-        ([1, 2], False, ThoughtIds((1, 2), 2, "empty")),
-        ([5, 2], False, ThoughtIds((5, 2), 2, "unopened")),
-        ([1, 5], True, ThoughtIds((1, 5, 2), 2, "unclosed")),  # cut off before it was nested for good
-        ([5, 1, 2], False, ThoughtIds((5, 1, 2), 3, "unopened")),
-        ([1, 1, 2], False, ThoughtIds((1, 1, 2), 3, "nested")),
-        ([], False, ThoughtIds((2,), 0, "unopened")),
+        ([1, 5], False, ThoughtIds((1, 5, 2), 2, "no_close")),
+        ([1, 2], False, ThoughtIds((1, 2), 2, "empty_thought")),
+        ([5, 2], False, ThoughtIds((5, 2), 2, "no_open")),
+        ([1, 5], True, ThoughtIds((1, 5, 2), 2, "no_close")),  # cut off before it was nested for good
+        ([5, 1, 2], False, ThoughtIds((5, 1, 2), 3, "no_open")),
+        ([1, 1, 2], False, ThoughtIds((1, 1, 2), 3, "extra_tags")),
+        ([], False, ThoughtIds((2,), 0, "no_open")),
     ],
 )
 def test_f22_close_thought_by_hand(completion: list[int], opened: bool, expected: ThoughtIds) -> None:
@@ -211,13 +395,13 @@ def test_close_thought_agrees_with_text(completion: list[int], tags: TagIds, end
     body = thought if opened else thought.removeprefix(opening)
     begun = opened or thought.startswith(opening)
     if not begun:
-        assert got.status == "unopened"
+        assert got.status == "no_open"
     elif not body:
-        assert got.status == "empty"
+        assert got.status == "empty_thought"
     elif not found:
-        assert got.status == "unclosed"
+        assert got.status == "no_close"
     else:
-        assert got.status == ("nested" if opening in body else "ok")
+        assert got.status == ("extra_tags" if opening in body else "ok")
 
 
 @given(st.lists(st.integers(0, 2), max_size=10), st.lists(st.integers(0, 2), min_size=1, max_size=3))

@@ -7,27 +7,52 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Alarms:
-    """Watches logged metrics and says, once each, what went wrong.
+class Watch:
+    """What all alarms have in common: a run's own beginning, a row of bad logs, and saying a thing once.
 
     Args:
         settle: Logs that make up the run's own beginning.
         patience: Logs in a row that have to agree before an alarm is raised.
+    """
+
+    settle: int = 3
+    patience: int = 3
+    raised: dict[str, str] = field(default_factory=dict)
+    _first: dict[str, list[float]] = field(default_factory=dict)
+    _count: dict[str, int] = field(default_factory=dict)
+
+    def _start(self, name: str, value: float | None) -> float | None:
+        first = self._first.setdefault(name, [])
+        if value is not None and len(first) < self.settle:
+            first.append(value)
+            return None
+        return sum(first) / len(first) if first else None
+
+    def _persists(self, name: str, bad: bool) -> bool:
+        self._count[name] = self._count.get(name, 0) + 1 if bad else 0
+        return self._count[name] >= self.patience
+
+    def _raise(self, name: str, text: str) -> bool:
+        new = name not in self.raised
+        self.raised.setdefault(name, text)
+        return new
+
+
+@dataclass
+class Alarms(Watch):
+    """Watches RLP's metrics and says, once each, what went wrong.
+
+    Args:
         collapse: Share of its beginning under which a length or entropy has collapsed.
         fall: Nats by which the baseline may fall below the frozen start on the same texts.
         noise: Share of a group's spread that the scorer's rounding may reach.
         dead: Share of zero-variance groups above which a step teaches next to nothing.
     """
 
-    settle: int = 3
-    patience: int = 3
     collapse: float = 0.25
     fall: float = 0.5
     noise: float = 0.1
     dead: float = 0.8
-    raised: dict[str, str] = field(default_factory=dict)
-    _first: dict[str, list[float]] = field(default_factory=dict)
-    _count: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, metrics: Mapping[str, float | None]) -> list[str]:
         """Take the metrics of one log, without their prefix; return the alarms that are new."""
@@ -67,19 +92,3 @@ class Alarms:
             "texts: part of the gain is a broken direct path, not thinking; read gain_frozen, lower the learning rate"
         )
         return [("baseline fell", frozen - baseline > self.fall, text)]
-
-    def _start(self, name: str, value: float | None) -> float | None:
-        first = self._first.setdefault(name, [])
-        if value is not None and len(first) < self.settle:
-            first.append(value)
-            return None
-        return sum(first) / len(first) if first else None
-
-    def _persists(self, name: str, bad: bool) -> bool:
-        self._count[name] = self._count.get(name, 0) + 1 if bad else 0
-        return self._count[name] >= self.patience
-
-    def _raise(self, name: str, text: str) -> bool:
-        new = name not in self.raised
-        self.raised.setdefault(name, text)
-        return new

@@ -27,7 +27,7 @@ REASONS = (
     "longer than the model",
     "score not finite",
 )
-_STATUS_REASON = {"empty": REASONS[1], "unopened": REASONS[3]}
+_STATUS_REASON = {"empty_thought": REASONS[1], "no_open": REASONS[3]}
 
 FIELDS = (
     "reasoned",
@@ -108,9 +108,9 @@ class GainScorer:
         table = torch.full((len(rollouts), len(FIELDS)), torch.nan)
         table[:, FIELDS.index("length")] = torch.tensor([float(r.thought.num_sampled) for r in rollouts])
         # A second opening tag inside a thought is counted, and scored like any other token: eq. 5 takes any thought.
-        for status in ("unclosed", "nested"):
+        for name, status in (("unclosed", "no_close"), ("nested", "extra_tags")):
             flags = [float(r.thought.status == status) for r in rollouts]
-            table[:, FIELDS.index(status)] = torch.tensor(flags)
+            table[:, FIELDS.index(name)] = torch.tensor(flags)
         keep = (reasons < 0).nonzero()[:, 0].tolist()
         noise = self._fill(table, keep, [rollouts[i] for i in keep]) if keep else 0.0
         scored = table[:, : FIELDS.index("frozen_gain")].isfinite().all(-1)
@@ -180,7 +180,7 @@ class GainScorer:
             return REASONS.index("no target tokens")
         if rollout.thought.status in _STATUS_REASON:
             return REASONS.index(_STATUS_REASON[rollout.thought.status])
-        if rollout.thought.status == "unclosed" and self.config.closing == "unscorable":
+        if rollout.thought.status == "no_close" and self.config.closing == "unscorable":
             return REASONS.index("thought not closed")
         # The last target is predicted, not read: it needs no position.
         length = len(rollout.prompt) + len(rollout.thought.ids) + len(rollout.target) - 1

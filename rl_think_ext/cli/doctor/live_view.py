@@ -18,10 +18,10 @@ _BEGINNING, _END = 8, 16
 
 _STATUS = {
     "ok": "closed by the policy",
-    "unclosed": "never closed",
-    "nested": "closed, with a second opening tag inside",
-    "empty": "without a token",
-    "unopened": "without the opening tag that it has to begin with",
+    "no_close": "never closed",
+    "extra_tags": "closed, with a second opening tag inside",
+    "empty_thought": "without a token",
+    "no_open": "without the opening tag that it has to begin with",
 }
 
 
