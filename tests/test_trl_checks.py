@@ -160,7 +160,7 @@ def test_ranks_that_look_at_the_output_folder_together_do_not_disturb_one_anothe
     """One name for all ranks' probes ended a run of two now and then: the second found its file gone."""
     folder = str(tmp_path / "out")
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda _: launch._writable(folder), range(1000)):
+        for _ in pool.map(lambda _: launch.writable(folder), range(1000)):
             pass
     assert list((tmp_path / "out").iterdir()) == []
 

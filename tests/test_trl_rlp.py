@@ -18,7 +18,7 @@ from rl_think_ext.tiny import PROGRAMS_MODEL
 from rl_think_ext.tiny.programs import rl_rows
 from rl_think_ext.trl import InformationGain, ThinkGRPOConfig, ThinkGRPOTrainer
 from rl_think_ext.trl.callback import RLPCallback
-from rl_think_ext.trl.launch import _checkpoint
+from rl_think_ext.trl.launch import checkpoint_of
 
 trl = pytest.importorskip("trl")
 from datasets import Dataset  # noqa: E402
@@ -273,7 +273,7 @@ def test_f18_killed_around_the_trainers_own_files_leaves_one_whole_checkpoint(tm
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     trainer.args.resume_from_checkpoint = "true"
-    found = _checkpoint(trainer.args, RLPConfig())
+    found = checkpoint_of(trainer.args, RLPConfig().averages)
     assert found == str(tmp_path / whole)
     resumed = think_trainer(tmp_path, **settings)
     resumed.train(resume_from_checkpoint=found)

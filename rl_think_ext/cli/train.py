@@ -1,20 +1,24 @@
-"""`rl-think train --config run.yaml`: TRL's GRPO keys plus a `rl_think:` block, through ThinkGRPOTrainer."""
+"""`rl-think train --config run.yaml`: TRL's keys plus a `rl_think:` block, through the trainer of its method."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
+from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
 
 HELP = """usage: rl-think train --config RUN.yaml [--KEY VALUE ...]
 
-RLP through TRL's GRPOTrainer. RUN.yaml holds TRL's own keys (those of `trl grpo`) and a block with the method:
+One run through TRL. RUN.yaml holds TRL's own keys (those of `trl grpo`, `trl sft`, `trl dpo`) and a block with the
+method, rlp or rlmt:
 
   model_name_or_path: Qwen/Qwen3-1.7B-Base
   dataset_name: data/rlp            # built by `rl-think data rlp`
@@ -27,29 +31,34 @@ RLP through TRL's GRPOTrainer. RUN.yaml holds TRL's own keys (those of `trl grpo
       num_target_tokens: 1
       baseline: ema
 
+  rl_think:
+    trainer: grpo                   # or sft: the warm start; dpo: preference pairs
+    rlmt:
+      style: think                  # none: the control without a thought
+      reward_model: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2
+      server: http://localhost:8000 # vllm serve MODEL --runner pooling
+
 The run ends with report.html in its output_dir; `log_completions: true` gives it the thoughts, too.
 --KEY VALUE on the command line overrides a TRL key. With several processes: torchrun --nproc_per_node N -m
 rl_think_ext.cli.train --config RUN.yaml. `resume_from_checkpoint: true` goes on from the last checkpoint.
-
-settings of rl_think: rlp:
 """
+METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig}
+TRAINERS = ("grpo", "sft", "dpo")
 
 
 def run(argv: list[str]) -> int:
     """Train as the YAML file says; returns the exit status."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP + _settings_help())
+        print(HELP + "".join(_settings_help(name, kind) for name, kind in METHODS.items()))
         return 0
     if "--config" not in argv or argv.index("--config") + 1 >= len(argv):
         raise UserError("say which run: rl-think train --config RUN.yaml")
     at = argv.index("--config")
     path, rest = argv[at + 1], argv[:at] + argv[at + 2 :]
     config = settings.read_file(path)
-    rlp = settings.build(RLPConfig, settings.method_block(_block(config, path), "rlp", f"{path}: rl_think"), path)
+    kind, method = method_of(config.pop("rl_think", None) or {}, path)
     _export(config.pop("env", None) or {}, path)
-    from rl_think_ext.trl.launch import train
-
-    folder = train(config, rest, rlp, path)
+    folder = _train(config, rest, kind, method, path)
     if folder is not None:
         from rl_think_ext.report import write
 
@@ -61,11 +70,34 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _block(config: dict[str, Any], path: str) -> Mapping[str, Any]:
-    block = config.pop("rl_think", None) or {}
+def _train(config: dict[str, Any], rest: list[str], kind: str, method: Any, path: str) -> Path | None:
+    if isinstance(method, RLPConfig):
+        from rl_think_ext.trl import launch
+
+        return launch.train(config, rest, method, path)
+    from rl_think_ext.trl import rlmt_launch
+
+    return rlmt_launch.train(config, rest, kind, method, path)  # type: ignore[arg-type]
+
+
+def method_of(block: Any, path: str) -> tuple[str, Any]:
+    """The trainer and the method's settings out of a file's `rl_think:` block; without one it is RLP as it stands.
+
+    Raises:
+        UserError: no mapping, two methods, a trainer that the method has not, or settings that are wrong.
+    """
     if not isinstance(block, Mapping):
-        raise UserError(f"{path}: `rl_think:` holds {block!r}; expected `rlp:` and its settings below it")
-    return block
+        raise UserError(f"{path}: `rl_think:` holds {block!r}; expected `rlp:` or `rlmt:` and its settings below it")
+    where, inner = f"{path}: rl_think", dict(block)
+    kind = inner.pop("trainer", "grpo")
+    settings.check_keys(inner, [*METHODS, "trainer"], where)
+    if len(inner) > 1:
+        raise UserError(f"{where}: {' and '.join(inner)} are given; a run has one method")
+    name = next(iter(inner), "rlp")
+    known = TRAINERS if name == "rlmt" else TRAINERS[:1]
+    if kind not in known:
+        raise UserError(f"{where}: `trainer` is one of {', '.join(known)} for {name}, got {kind!r}")
+    return kind, settings.build(METHODS[name], settings.method_block(inner, name, where), path)
 
 
 def _export(env: Any, path: str) -> None:
@@ -74,19 +106,19 @@ def _export(env: Any, path: str) -> None:
     os.environ.update({str(key): str(value) for key, value in env.items()})
 
 
-def _settings_help() -> str:
+def _settings_help(method: str, kind: Any) -> str:
     """Name, choices, default and text of each setting, out of the dataclass and its own docstring."""
-    doc = " ".join((RLPConfig.__doc__ or "").split("Args:", 1)[-1].split())
-    fields = dataclasses.fields(RLPConfig)
-    places = [doc.index(f"{f.name}:") for f in fields] + [len(doc)]
-    hints = get_type_hints(RLPConfig)
-    lines = []
-    for f, start, end in zip(fields, places, places[1:], strict=False):
-        kind = " | ".join(get_args(hints[f.name])) or hints[f.name].__name__
-        lines.append(f"  {f.name}: {kind}, default {f.default}")
-        text = doc[start + len(f.name) + 1 : end].strip()
-        lines += textwrap.wrap(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines)
+    # One entry an argument, as docstrings write them: eight blanks, the name, a colon.
+    entries = re.split(r"^ {8}(\w+): ", (kind.__doc__ or "").split("Args:", 1)[-1], flags=re.MULTILINE)[1:]
+    texts = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    hints = get_type_hints(kind)
+    lines = [f"\nsettings of rl_think: {method}:"]
+    for f in dataclasses.fields(kind):
+        hint = hints[f.name]
+        choices = " | ".join(getattr(one, "__name__", str(one)).replace("NoneType", "null") for one in get_args(hint))
+        lines.append(f"  {f.name}: {choices or hint.__name__}, default {'null' if f.default is None else f.default!s}")
+        lines += textwrap.wrap(texts[f.name], 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -5,26 +5,56 @@ Names are made when they are first asked for, so that importing this package loa
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rl_think_ext.trl.rlmt_reward import PreferenceScore, ShapingTerm
+    from rl_think_ext.trl.rlmt_trainer import RLMTGRPOConfig, RLMTTrainer
     from rl_think_ext.trl.rlp_reward import InformationGain
     from rl_think_ext.trl.trainer import ThinkGRPOConfig, ThinkGRPOTrainer
 
     rlp: InformationGain
+    rlmt: PreferenceScore
+    rlmt_format: ShapingTerm
+    rlmt_thought_length: ShapingTerm
+    rlmt_answer_length: ShapingTerm
 
-__all__ = ["InformationGain", "ThinkGRPOConfig", "ThinkGRPOTrainer", "rlp"]
+__all__ = [
+    "InformationGain",
+    "PreferenceScore",
+    "RLMTGRPOConfig",
+    "RLMTTrainer",
+    "ShapingTerm",
+    "ThinkGRPOConfig",
+    "ThinkGRPOTrainer",
+    "rlmt",
+    "rlmt_answer_length",
+    "rlmt_format",
+    "rlmt_thought_length",
+    "rlp",
+]
+
+_MODULES = {
+    "InformationGain": "rlp_reward",
+    "PreferenceScore": "rlmt_reward",
+    "RLMTGRPOConfig": "rlmt_trainer",
+    "RLMTTrainer": "rlmt_trainer",
+    "ShapingTerm": "rlmt_reward",
+    "ThinkGRPOConfig": "trainer",
+    "ThinkGRPOTrainer": "trainer",
+}
+_READY = {"rlp": ("InformationGain",), "rlmt": ("PreferenceScore",)} | {
+    f"rlmt_{name}": ("ShapingTerm", name) for name in ("format", "thought_length", "answer_length")
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("InformationGain", "rlp"):
-        from rl_think_ext.trl.rlp_reward import InformationGain
-
-        value: Any = InformationGain if name == "InformationGain" else InformationGain()
-    elif name in ("ThinkGRPOConfig", "ThinkGRPOTrainer"):
-        from rl_think_ext.trl import trainer
-
-        value = getattr(trainer, name)
+    if name in _MODULES:
+        value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    elif name in _READY:
+        kind, *given = _READY[name]
+        value = __getattr__(kind)(*given)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rl_think_ext.errors import UserError
@@ -18,6 +21,7 @@ TESTED = "1.16"
 _METHODS = (
     "_tokenize_prompts",
     "_calculate_rewards",
+    "_generate_single_turn",
     "_generate_and_score_completions",
     "_load_from_checkpoint",
     "_log_metric",
@@ -93,6 +97,29 @@ def stop_at(trainer: GRPOTrainer, token: int) -> None:
     if not trainer.use_vllm:
         trainer.generation_config.eos_token_id = trainer.eos_token_ids
         trainer.generation_kwargs["eos_token_id"] = trainer.eos_token_ids
+
+
+def stops_at_text(trainer: GRPOTrainer) -> bool:
+    """Whether a trainer's transformers path can stop at a text: our own can, where it samples the plain way."""
+    return hasattr(trainer, "rlmt") and not trainer.use_transformers_continuous_batching
+
+
+@contextmanager
+def stopping_at(trainer: GRPOTrainer, text: str) -> Iterator[None]:
+    """Let the transformers path stop at a text while the trainer samples.
+
+    Its own way (`stop_strings`) needs the tokenizer among the arguments of `generate`, where the trainer has no place
+    for one.
+    """
+    from transformers import StoppingCriteriaList, StopStringCriteria
+
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer_of(trainer), [text])])
+    model.generate = partial(model.generate, stopping_criteria=criteria)
+    try:
+        yield
+    finally:
+        del model.generate
 
 
 def replace_logged_advantages(trainer: GRPOTrainer, advantages: list[float]) -> None:

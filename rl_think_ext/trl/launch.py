@@ -1,4 +1,4 @@
-"""A run out of one YAML file: TRL's own parser, the dataset, ThinkGRPOTrainer, and training."""
+"""A run out of one YAML file: TRL's own parser, the dataset, the trainer of a method, and training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import dataclasses
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,60 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
     Raises:
         UserError: an unknown key, a dataset or model that cannot be loaded, settings that are not RLP.
     """
-    from trl import DatasetMixtureConfig, ModelConfig, TrlParser, get_peft_config, get_quantization_config
     from trl.scripts.grpo import GRPOScriptArguments
 
     from rl_think_ext.trl.rows import load_rows
     from rl_think_ext.trl.trainer import ThinkGRPOConfig, ThinkGRPOTrainer
 
-    kinds = (GRPOScriptArguments, ThinkGRPOConfig, ModelConfig, DatasetMixtureConfig)
+    given = arguments_of(GRPOScriptArguments, ThinkGRPOConfig, config, rest, where)
+    script, args, model = given.script, given.args, given.model
+    checkpoint = checkpoint_of(args, rlp.averages)
+    writable(args.output_dir)
+    splits = load_rows(script.dataset_name, script.dataset_config, script.dataset_streaming)
+    try:
+        trainer = ThinkGRPOTrainer(
+            model.model_name_or_path,
+            args,
+            rlp=rlp,
+            reward_funcs=rewards_of(script.reward_funcs or []),
+            train_dataset=split_of(splits, script.dataset_train_split, script.dataset_name),
+            eval_dataset=split_of(splits, script.dataset_test_split, script.dataset_name) if evaluates(args) else None,
+            **given.model_options,
+        )
+    except OSError as error:
+        raise UserError(explain("model", model.model_name_or_path, error)) from error
+    trainer.information_gain.dataset_name = script.dataset_name
+    return finish(trainer, checkpoint)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What TRL's parser makes of a file: the script's arguments, the trainer's, the model's."""
+
+    script: Any
+    args: Any
+    model: Any
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Quantization and adapters, as every trainer of TRL takes them."""
+        from trl import get_peft_config, get_quantization_config
+
+        return {
+            "quantization_config": get_quantization_config(self.model),
+            "peft_config": get_peft_config(self.model),
+        }
+
+
+def arguments_of(script_kind: Any, args_kind: Any, config: dict[str, Any], rest: list[str], where: str) -> Arguments:
+    """TRL's own arguments out of a file's keys and the command line.
+
+    Raises:
+        UserError: an unknown key, a value that TRL refuses, no model or no dataset.
+    """
+    from trl import DatasetMixtureConfig, ModelConfig, TrlParser
+
+    kinds = (script_kind, args_kind, ModelConfig, DatasetMixtureConfig)
     settings.check_keys(config, [f.name for kind in kinds for f in dataclasses.fields(kind)], where)
     parser = TrlParser(kinds)
     parser.set_defaults_with_config(**config)
@@ -38,7 +87,7 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
     except (ValueError, TypeError) as error:
         raise UserError(f"{where}: {error}") from error
     if mixture.datasets:
-        raise UserError(f"{where}: `datasets:` mixtures are not supported; build one folder with `rl-think data rlp`")
+        raise UserError(f"{where}: `datasets:` mixtures are not supported; build one folder with `rl-think data`")
     if not model.model_name_or_path or not script.dataset_name:
         raise UserError(f"{where}: say `model_name_or_path:` and `dataset_name:`")
     args.model_init_kwargs = {
@@ -47,37 +96,35 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
         "dtype": model.dtype,
         **(args.model_init_kwargs or {}),
     }
-    checkpoint = _checkpoint(args, rlp)
-    _writable(args.output_dir)
-    splits = load_rows(script.dataset_name, script.dataset_config, script.dataset_streaming)
-    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
-    try:
-        trainer = ThinkGRPOTrainer(
-            model.model_name_or_path,
-            args,
-            rlp=rlp,
-            reward_funcs=_rewards(script.reward_funcs or []),
-            train_dataset=_split(splits, script.dataset_train_split, script.dataset_name),
-            eval_dataset=_split(splits, script.dataset_test_split, script.dataset_name) if evaluates else None,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-        )
-    except OSError as error:
-        raise UserError(explain("model", model.model_name_or_path, error)) from error
-    trainer.information_gain.dataset_name = script.dataset_name
+    return Arguments(script, args, model)
+
+
+def finish(trainer: Any, checkpoint: str | None) -> Path | None:
+    """Train and save; the run's folder in the main process, None in the others."""
+    args = trainer.args
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"model and logs are in {args.output_dir}")
     return Path(args.output_dir) if trainer.accelerator.is_main_process else None
 
 
-def _split(splits: Any, split: str, name: str) -> Any:
+def evaluates(args: Any) -> bool:
+    """Whether a run wants its test split."""
+    return str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+
+
+def split_of(splits: Any, split: str, name: str) -> Any:
+    """One split of a dataset.
+
+    Raises:
+        UserError: it is not there; the text names those that are.
+    """
     if split not in splits:
         raise UserError(f"{name} has no split `{split}`; there are {', '.join(splits)}")
     return splits[split]
 
 
-def _checkpoint(args: Any, rlp: RLPConfig) -> str | None:
+def checkpoint_of(args: Any, averages: Iterable[str] = ()) -> str | None:
     """What to resume from; `true`, which reaches the arguments as text, is the newest checkpoint that is whole (F18).
 
     Raises:
@@ -93,12 +140,17 @@ def _checkpoint(args: Any, rlp: RLPConfig) -> str | None:
     found = [path for path in Path(args.output_dir).glob("checkpoint-*") if path.name[11:].isdigit()]
     for path in sorted(found, key=lambda path: -int(path.name[11:])):
         # The trainer writes its state last.
-        if (path / "trainer_state.json").is_file() and all(is_whole(path / "rl_think", name) for name in rlp.averages):
+        if (path / "trainer_state.json").is_file() and all(is_whole(path / "rl_think", name) for name in averages):
             return str(path)
     raise UserError(f"resume_from_checkpoint: there is no whole checkpoint in {args.output_dir}")
 
 
-def _writable(folder: str) -> None:
+def writable(folder: str) -> None:
+    """Refuse an output folder that cannot be written, before any time is spent.
+
+    Raises:
+        UserError: saying what stands in the way.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         # A name of its own: the ranks of one run look at the same moment.
@@ -108,8 +160,12 @@ def _writable(folder: str) -> None:
         raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}; choose another one") from error
 
 
-def _rewards(names: list[str] | str) -> list[Any]:
-    """Further rewards, by TRL's own names or dotted path; the gain itself is always there."""
+def rewards_of(names: list[str] | str) -> list[Any]:
+    """Further rewards, by TRL's own names or dotted path; the method's own is always there.
+
+    Raises:
+        UserError: a name that cannot be imported.
+    """
     import trl.rewards
 
     # As `trl grpo` does: a file in the current folder can be named.
@@ -117,7 +173,7 @@ def _rewards(names: list[str] | str) -> list[Any]:
         sys.path.insert(0, os.getcwd())
     found = []
     for name in [names] if isinstance(names, str) else names:
-        if name == "rl_think_ext.trl.rlp":
+        if name in ("rl_think_ext.trl.rlp", "rl_think_ext.trl.rlmt"):
             continue
         module, _, attribute = name.rpartition(".")
         try:

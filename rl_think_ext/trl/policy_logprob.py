@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +26,20 @@ from rl_think_ext.trl import host
 NAME = "logprob_kernel"
 _OFF = f"Leave `{NAME}` out: TRL's own path then computes the log-probs"
 _NUM_CHECKED = 8
+
+
+@dataclass
+class KernelOption:
+    """The trainers' option for these log-probs."""
+
+    logprob_kernel: bool = field(
+        default=False,
+        metadata={
+            "help": "Policy, old and reference log-probs from rl_think_ext.kernels instead of TRL's chunked head: the "
+            "head on the completion's tokens only, multiplied in float32. The same loss, in float32 to rounding; worth "
+            "it on a CPU, where TRL also computes the prompt's positions. Refused where the model's head is not plain."
+        },
+    )
 
 
 class LogprobHead(nn.Linear):

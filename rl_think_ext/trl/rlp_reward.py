@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from rl_think_ext.scoring.likelihood import Likelihood
 from rl_think_ext.scoring.sample import max_positions
 from rl_think_ext.template import TagIds, canonical_closing, close_thought
 from rl_think_ext.trl import checks, host
+from rl_think_ext.trl.announce import announce, describe
 from rl_think_ext.trl.callback import RLPCallback
-from rl_think_ext.trl.record import FOLDER, arguments, dataset
 from rl_think_ext.trl.rows import check_lengths, rows_of
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ class InformationGain:
             trainer.add_callback(callback)
             if trainer.is_in_train:
                 callback.begin_record(trainer.state)
-        self._announce()
+        announce(trainer, "rlp", self.config, self.source)
 
     def restart(self) -> None:
         """Forget averages and counts: the next batch begins them anew, or takes them up from the checkpoint."""
@@ -141,18 +140,7 @@ class InformationGain:
 
     def describe(self) -> dict[str, Any]:
         """What run.json says about the run."""
-        trainer = self.trainer
-        return {
-            "method": "rlp",
-            "fingerprint": settings.fingerprint(self.config),
-            "settings": dict(vars(self.config)),
-            "source": self.source,
-            "model": trainer.model.config._name_or_path,
-            "trainer": type(trainer).__name__,
-            "arguments": arguments(trainer.args),
-            "num_processes": trainer.accelerator.num_processes,
-            "dataset": dataset(trainer.train_dataset, self.dataset_name),
-        }
+        return describe(self.trainer, "rlp", self.config, self.source, self.dataset_name)
 
     @property
     def trainer(self) -> GRPOTrainer:
@@ -165,27 +153,6 @@ class InformationGain:
             return self._given, "given in code"
         mapping, where = settings.from_environment("rlp")
         return settings.build(RLPConfig, mapping, where), where
-
-    def _announce(self) -> None:
-        """Print and keep the resolved settings, and demand that every rank has the same."""
-        from accelerate.utils import gather_object
-
-        mark = settings.fingerprint(self.config)
-        marks = gather_object([mark])
-        if len(set(marks)) > 1:
-            raise UserError(f"the ranks have different RLP settings ({', '.join(marks)}): give all the same file")
-        if self.trainer.accelerator.is_main_process:
-            values = dict(vars(self.config))
-            shown = " ".join(f"{name}={value}" for name, value in values.items())
-            print(f"[rl_think] RLP settings {mark} ({self.source}): {shown}", flush=True)
-            folder = Path(self.trainer.args.output_dir) / FOLDER
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "settings.json").write_text(json.dumps({"fingerprint": mark, "rlp": values}, indent=2) + "\n")
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to output_dir {folder}: {error.strerror}. Choose another one."
-                ) from error
 
     def _start(self) -> GainScorer:
         """On the first batch: take the averages' start from the policy (eq. 6), or from the checkpoint."""

@@ -12,8 +12,15 @@ from rl_think_ext.data.schema import REQUIRED
 from rl_think_ext.errors import UserError
 
 
-def load_rows(name: str, config: str | None = None, streaming: bool = False) -> Any:
-    """The splits of a folder or hub dataset, with the columns that RLP needs.
+def load_rows(
+    name: str,
+    config: str | None = None,
+    streaming: bool = False,
+    *,
+    required: Sequence[str] = REQUIRED,
+    built_by: str = "rl-think data rlp",
+) -> Any:
+    """The splits of a folder or hub dataset, with the columns that a method needs.
 
     Raises:
         UserError: nothing there, no rows, or a column missing, naming the ones that are there (F33).
@@ -21,7 +28,7 @@ def load_rows(name: str, config: str | None = None, streaming: bool = False) -> 
     from datasets import load_dataset
 
     if name.startswith((".", "/")) and not Path(name).exists():
-        raise UserError(f"dataset_name: there is no {name}; build it with `rl-think data rlp --output {name} …`")
+        raise UserError(f"dataset_name: there is no {name}; build it with `{built_by} --output {name} …`")
     try:
         splits = load_dataset(name, name=config, streaming=streaming, cache_dir=_cache(name))
     except Exception as error:  # datasets raises many kinds
@@ -29,7 +36,7 @@ def load_rows(name: str, config: str | None = None, streaming: bool = False) -> 
     for split, rows in splits.items():
         columns = rows.column_names or []
         ids = {"context_ids", "target_ids"} <= set(columns)
-        missing = [c for c in REQUIRED if c not in columns and not (ids and c == "target")]
+        missing = [c for c in required if c not in columns and not (ids and c == "target")]
         if missing:
             raise UserError(f"{name}, split {split}: column `{missing[0]}` is missing; there are {', '.join(columns)}")
         if not streaming and len(rows) == 0:

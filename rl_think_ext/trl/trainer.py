@@ -17,19 +17,11 @@ from rl_think_ext.trl.rlp_reward import InformationGain
 
 
 @dataclass
-class ThinkGRPOConfig(GRPOConfig):
+class ThinkGRPOConfig(policy_logprob.KernelOption, GRPOConfig):
     """GRPOConfig with the defaults that make it RLP (arXiv 2510.01265, eq. 7 and 8)."""
 
     loss_type: str = field(default="grpo", metadata={"help": "Mean over a thought's tokens, then over thoughts."})
     scale_rewards: str = field(default="none", metadata={"help": "Eq. 7 divides by no standard deviation."})
-    logprob_kernel: bool = field(
-        default=False,
-        metadata={
-            "help": "Policy, old and reference log-probs from rl_think_ext.kernels instead of TRL's chunked head: the "
-            "head on the completion's tokens only, multiplied in float32. The same loss, in float32 to rounding; worth "
-            "it on a CPU, where TRL also computes the prompt's positions. Refused where the model's head is not plain."
-        },
-    )
 
 
 class ThinkGRPOTrainer(GRPOTrainer):
@@ -61,7 +53,7 @@ class ThinkGRPOTrainer(GRPOTrainer):
         if isinstance(model, str):
             # Weights in a pickle can run code: only whoever says `use_safetensors: false` gets them loaded (F38).
             args.model_init_kwargs = {"use_safetensors": True, **(args.model_init_kwargs or {})}
-        processing_class = _tokenizer_for(model, args) if processing_class is None else processing_class
+        processing_class = tokenizer_for(model, args) if processing_class is None else processing_class
         _tell_vllm_to_stop(args, TagIds.of(processing_class))
         given = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs] if reward_funcs else []
         self.information_gain, others = _own(given)
@@ -170,7 +162,8 @@ def dropped_by_length(ratio: torch.Tensor, mask: torch.Tensor) -> dict[str, floa
     return {"short": float(dropped[~long].mean()), "long": float(dropped[long].mean())}
 
 
-def _tokenizer_for(model: Any, args: GRPOConfig) -> Any:
+def tokenizer_for(model: Any, args: GRPOConfig) -> Any:
+    """The tokenizer of a model by name or of one that was loaded, padding and truncating on the left."""
     name = model if isinstance(model, str) else model.config._name_or_path
     tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     tokenizer.padding_side = tokenizer.truncation_side = "left"

@@ -1,0 +1,111 @@
+"""Outputs taken apart and their answers scored by a preference model: what RLMT's reward is made of.
+
+Nothing here knows a trainer. A thought leaves this file only in a record of the output, never on the way to the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from rl_think_ext.messages import Message
+from rl_think_ext.methods.rlmt import STATUSES, RLMTConfig, reward_messages
+from rl_think_ext.records import Parts, Score
+from rl_think_ext.scoring.reward_model import RewardModel
+
+FIELDS = ("score", "malformed", "status", "thought_length", "answer_length", "unfinished", "num_cut")
+
+
+class Output(NamedTuple):
+    """What a policy wrote, and whether it came to its end before the length limit."""
+
+    text: str
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """N outputs: their parts, their scores, and a table [N, len(FIELDS)] float32, NaN where there is no number.
+
+    `malformed` is 1 where the settings score no answer because the form is not there; `status` is an index of
+    STATUSES; lengths are in tokens; `num_cut` counts the prompt's tokens that the reward model has no room for.
+    `stats` are the reward model's own of this call.
+    """
+
+    parts: tuple[Parts, ...]
+    scores: tuple[Score, ...]
+    table: torch.Tensor
+    stats: Mapping[str, float]
+
+    def column(self, name: str) -> torch.Tensor:
+        """One field of all outputs, [N]."""
+        return column(self.table, name)
+
+
+def column(table: torch.Tensor, name: str) -> torch.Tensor:
+    """One field of a table, [N]."""
+    return table[:, FIELDS.index(name)]
+
+
+class PreferenceScorer:
+    """Splits outputs and asks a reward model for the answers.
+
+    Args:
+        config: RLMT's settings.
+        model: Scores conversations.
+        length: Tokens of a text, for the metrics; characters where nothing is given.
+    """
+
+    def __init__(self, config: RLMTConfig, model: RewardModel, length: Callable[[str], int] = len) -> None:
+        self.config, self.model, self.length = config, model, length
+
+    def __call__(
+        self, chats: Sequence[Sequence[Message]], outputs: Sequence[Output], *, prefilled: bool = False
+    ) -> Preferences:
+        """Score one output per chat; chats are raw, as they were before any template of the policy."""
+        config = self.config
+        parts = tuple(config.split(output.text, finished=output.finished, prefilled=prefilled) for output in outputs)
+        asked = [i for i, part in enumerate(parts) if part.answer is not None]
+        shown = [reward_messages(chats[i], parts[i], score=config.score, text=outputs[i].text.strip()) for i in asked]
+        # The model counts what one call asked: a call without a question would repeat the numbers of the last one.
+        found = dict(zip(asked, self.model(shown), strict=True)) if asked else {}
+        stats = dict(self.model.stats) if asked else {}
+        scores = tuple(found.get(i, Score.unscorable(f"malformed: {part.status}")) for i, part in enumerate(parts))
+        rows = [self._row(*row) for row in zip(parts, scores, outputs, strict=True)]
+        return Preferences(parts, scores, torch.tensor(rows, dtype=torch.float32).view(-1, len(FIELDS)), stats)
+
+    def _row(self, parts: Parts, score: Score, output: Output) -> tuple[float, ...]:
+        nan = float("nan")
+        return (
+            nan if score.value is None else score.value,
+            float(parts.answer is None),
+            float(STATUSES.index(parts.status)),
+            nan if parts.thought is None else float(self.length(parts.thought)),
+            nan if parts.answer is None else float(self.length(parts.answer)),
+            float(not output.finished),
+            float(score.metrics.get("num_cut", 0.0)),
+        )
+
+
+def preference_metrics(table: torch.Tensor, stated_floor: float | None = None) -> dict[str, float]:
+    """Means over all outputs of a step, of every rank: the same names whatever happened.
+
+    Args:
+        table: [N, len(FIELDS)].
+        stated_floor: The floor in the settings: the share of scores below it says that it lies too high.
+    """
+    status, score = column(table, "status"), column(table, "score")
+    answered = column(table, "malformed") == 0
+    metrics = {f"status/{name}": float((status == i).float().mean()) for i, name in enumerate(STATUSES)}
+    for name in ("thought_length", "answer_length"):
+        metrics[name] = float(column(table, name).nanmean())
+    below = score < (-torch.inf if stated_floor is None else stated_floor)
+    return metrics | {
+        "truncated": float(column(table, "unfinished").mean()),
+        "no_score": float((answered & score.isnan()).float().mean()),
+        "prompts_cut": float((column(table, "num_cut") > 0).float().mean()),
+        "below_floor": float(below.float().mean()),
+    }
