@@ -322,44 +322,55 @@ def test_f12_no_score_beside_another_reward_is_no_zero(tmp_path, policy_folder, 
         stock.train()
 
 
-def memorise(folder, text, steps=60):
-    """Weights that say `text` behind the zero prompt, whatever is asked, and a tokenizer without a chat template."""
+SAID = {
+    "Name a colour.": "<think>a plan</think><response>Blue.</response>",
+    "Name a fruit.": "<think>another and a longer plan</think><response>An apple, or two.</response>",
+}
+
+
+def memorise(folder, steps=90):
+    """Weights that say SAID behind the zero prompt and then go on, and a tokenizer without a chat template."""
     from transformers import AutoModelForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    prompt = tokenizer.encode(render_zero(QUESTION, "response", "Go."), add_special_tokens=False)
-    ids = torch.tensor([[*prompt, *tokenizer.encode(text, add_special_tokens=False)]])
-    labels = ids.clone()
-    labels[:, : len(prompt)] = -100
+    ids, labels = [], []
+    for question, text in SAID.items():
+        prompt = tokenizer.encode(render_zero([{"role": "user", "content": question}], "response", "Go."))
+        said = tokenizer.encode(text + " And then it goes on and on and on")
+        ids.append([*prompt, *said, *[0] * (80 - len(prompt + said))])
+        labels.append([*[-100] * len(prompt), *said, *[-100] * (80 - len(prompt + said))])
     optimizer = torch.optim.Adam(model.parameters(), 2e-2)
     for _ in range(steps):
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = model(input_ids=torch.tensor(ids), labels=torch.tensor(labels)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     assert loss.item() < 0.05
+    tokenizer.chat_template = None
+    tokenizer.padding_side = "left"
     return model, tokenizer
 
 
 @pytest.mark.parametrize("pad", ["pad", "eos"])
 def test_hazard_10_zero_rollouts_stop_at_the_response_without_vllm(tmp_path, policy_folder, reward_folder, pad):
-    text = "<think>a plan</think><response>Blue.</response> And then it goes on and on and on"
-    model, tokenizer = memorise(policy_folder, text)
-    tokenizer.chat_template = None
-    tokenizer.padding_side = "left"
+    model, tokenizer = memorise(policy_folder)
     if pad == "eos":
         tokenizer.pad_token = tokenizer.eos_token
     (tmp_path / "words.txt").write_text("Go.")
     config = RLMTConfig(style="response", reward_model=str(reward_folder), instruction_file=str(tmp_path / "words.txt"))
-    settings = {**TINY, "temperature": 0.01, "max_completion_length": 60}
-    trainer = RLMTTrainer(
-        model, RLMTGRPOConfig(str(tmp_path), **settings), rlmt=config, processing_class=tokenizer, train_dataset=rows()
-    )
+    settings = {"temperature": 0.01, "max_completion_length": 60, "per_device_train_batch_size": 8}
+    args = RLMTGRPOConfig(str(tmp_path), **{**TINY, **settings})
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": question}]} for question in SAID])
+    trainer = RLMTTrainer(model, args, rlmt=config, processing_class=tokenizer, train_dataset=data)
     trainer.train()
     shown = table_of(trainer)
-    assert shown["rlmt/status"] == ["ok"] * 4 and shown["rlmt/answer"] == ["Blue."] * 4
-    assert all(said[0]["content"].endswith("</response>") for said in shown["completion"])
+    assert shown["rlmt/status"] == ["ok"] * 8 and set(shown["rlmt/answer"]) == {"Blue.", "An apple, or two."}
+    assert {said[0]["content"] for said in shown["completion"]} == set(SAID.values())
+    # What ended first is padded while the other is sampled: padding is no part of an output.
+    lengths = [len(tokenizer.encode(text)) for text in SAID.values()]
+    assert logs(trainer, "completions/min_length") == [min(lengths)]
+    assert logs(trainer, "completions/max_length") == [max(lengths)]
     assert "generate" not in vars(trainer.accelerator.unwrap_model(trainer.model_wrapped))
 
 

@@ -13,9 +13,9 @@ modules are taken along as installed; a patch that touches compiled sources buil
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 PACKAGE = "rl_think_ext"
@@ -44,6 +45,18 @@ def editable(finder):
 sys.meta_path[:] = [f for f in sys.meta_path if not editable(f)]
 sys.path[:] = [p for p in sys.path if os.path.realpath(p) != {root!r}]
 """
+
+
+# What nearly every test imports before it begins, and more than half of a mutant's time.
+SLOW_TO_IMPORT = (
+    "numpy", "torch", "torch._dynamo", "pandas", "pyarrow.parquet", "datasets", "transformers:AutoTokenizer,Trainer",
+    "transformers.models.qwen3.modeling_qwen3", "transformers.models.llama.modeling_llama", "peft", "hypothesis",
+    "trl:GRPOTrainer,SFTTrainer,DPOTrainer", "httpx", "matplotlib.pyplot", "tyro", "rich.console",
+)  # fmt: skip
+# As conftest.py has them: libraries read them when they are imported.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"} | {
+    "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
 
 
 class Mutant(NamedTuple):
@@ -119,26 +132,23 @@ class Trees:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
 
-    def environment(self, tree: Path) -> dict[str, str]:
-        # Without the ceiling, `git apply` below some repository skips every file and succeeds.
-        return os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(self.site), str(tree)]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "GIT_CEILING_DIRECTORIES": str(tree.parent),
-        }
-
     def copy(self, name: str) -> Path:
         tree = self.folder / "trees" / name
         shutil.copytree(self.pristine, tree)
+        return tree
+
+    def check(self) -> None:
+        """One look is enough for all copies: each is put in front of the path in the same way."""
+        tree = self.copy("looked-at")
         found = subprocess.run(
             [sys.executable, "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"],
-            cwd=self.folder, env=self.environment(tree), check=True, capture_output=True, text=True,
+            cwd=self.folder, env=os.environ | {"PYTHONPATH": os.pathsep.join([str(self.site), str(tree)])},
+            check=True, capture_output=True, text=True,
         ).stdout.strip()  # fmt: skip
         if not Path(found).resolve().is_relative_to(tree):
             raise SystemExit(
                 f"{PACKAGE} is imported from {found}, not from the copy {tree}: no verdict would mean anything"
             )
-        return tree
 
 
 def installed_extensions() -> Iterable[tuple[Path, Path]]:
@@ -167,56 +177,94 @@ def build(tree: Path) -> str:
     return ""
 
 
-def run_tests(trees: Trees, tree: Path, tests: list[str], timeout: float) -> Outcome:
-    report = tree.parent / f"{tree.name}.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
-    with subprocess.Popen(
-        command, cwd=tree, env=trees.environment(tree), text=True, errors="replace",
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+class Warm:
+    """A process that has imported what is slow to import; each test runs in a fork of it."""
+
+    def __init__(self, trees: Trees, modules: Iterable[str]) -> None:
+        self.trees = trees
+        environment = OFFLINE | os.environ | {"PYTHONPATH": str(trees.site), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).parent / "warm.py"), *modules],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=trees.folder,
+        )  # fmt: skip
+
+    def run(self, tree: Path, tests: list[str], timeout: float) -> Outcome:
+        report, log = (tree.parent / f"{tree.name}.{suffix}" for suffix in ("xml", "log"))
+        args = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+        request = {"tree": str(tree), "path": [str(tree)], "args": args, "log": str(log), "timeout": timeout}
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit("the process that runs the tests has ended")
+        status = json.loads(answer)
+        if status is None:
             return Outcome(None, 0, 0, [], f"timed out after {timeout:.0f} s")
-    cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
-    report.unlink(missing_ok=True)
-    return Outcome(
-        status=process.returncode,
-        num_tests=len(cases),
-        num_skipped=sum(case.find("skipped") is not None for case in cases),
-        failures=[found.get("message", "") for case in cases for found in case.findall("failure")],
-        tail="\n".join(output.splitlines()[-15:]),
-    )
+        cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
+        report.unlink(missing_ok=True)
+        return Outcome(
+            status=status,
+            num_tests=len(cases),
+            num_skipped=sum(case.find("skipped") is not None for case in cases),
+            failures=[found.get("message", "") for case in cases for found in case.findall("failure")],
+            tail="\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]),
+        )
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def red_without_patch(trees: Trees, tests: list[str], timeout: float) -> dict[str, str]:
+def red_without_patch(warm: Warm, tree: Path, tests: list[str], timeout: float) -> dict[str, str]:
     """The named tests that do not pass as the tree stands, and what they said."""
-    tree = trees.copy("unpatched")
-    if run_tests(trees, tree, tests, timeout * len(tests)).all_passed:
+    if warm.run(tree, tests, timeout * len(tests)).all_passed:
         return {}
     red = {}
     for test in tests:
-        outcome = run_tests(trees, tree, [test], timeout)
+        outcome = warm.run(tree, [test], timeout)
         if not outcome.all_passed:
             red[test] = outcome.tail
     return red
 
 
-def judge(trees: Trees, timeout: float, red: dict[str, str], mutant: Mutant) -> Verdict:
+def red_everywhere(trees: Trees, warms: Queue[Warm], tests: list[str], args: argparse.Namespace) -> dict[str, str]:
+    """The same for all tests, a share in each process."""
+    jobs = list(warms.queue)
+    shares = [tests[i :: len(jobs)] for i in range(len(jobs))]
+    found = {}
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        running = [
+            pool.submit(red_without_patch, warm, trees.copy(f"unpatched-{i}"), share, args.timeout)
+            for i, (warm, share) in enumerate(zip(jobs, shares, strict=True))
+            if share
+        ]
+        for one in running:
+            found |= one.result()
+    return found
+
+
+def judge(trees: Trees, warms: Queue[Warm], timeout: float, red: dict[str, str], mutant: Mutant) -> Verdict:
     if mutant.test in red:
         return Verdict("RED WITHOUT IT", red[mutant.test])
     tree = trees.copy(f"mutant-{mutant.name}")
     applied = subprocess.run(
         ["git", "apply", "--verbose", str(mutant.patch)],
-        cwd=tree, env=trees.environment(tree), check=False, capture_output=True, text=True,
+        # Without the ceiling, `git apply` below some repository skips every file and succeeds.
+        cwd=tree, env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tree.parent)},
+        check=False, capture_output=True, text=True,
     )  # fmt: skip
     if applied.returncode != 0 or "Applied patch" not in applied.stderr:
         return Verdict("DOES NOT APPLY", applied.stderr.strip())
     begin = time.monotonic()
     if COMPILED in mutant.patch.read_text(encoding="utf-8") and (wrong := build(tree)):
         return Verdict("DOES NOT BUILD", wrong)
-    outcome = run_tests(trees, tree, [mutant.test], timeout)
+    warm = warms.get()
+    try:
+        outcome = warm.run(tree, [mutant.test], timeout)
+    finally:
+        warms.put(warm)
     shutil.rmtree(tree)
     word = read_outcome(outcome)
     return Verdict(word, "" if word == "killed" else outcome.tail, time.monotonic() - begin)
@@ -248,6 +296,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-j", "--jobs", type=int, default=2, help="mutants at a time (2)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one test (300)")
     parser.add_argument("--skip-compiled", action="store_true", help="leave out what is compiled anew, 40 s each")
+    parser.add_argument("--cold", action="store_true", help="import nothing ahead of the tests")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="the repository (this one)")
     return parser.parse_args(argv)
@@ -266,10 +315,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         trees = Trees(root, Path(folder).resolve())
-        red = red_without_patch(trees, sorted({mutant.test for mutant in mutants}), args.timeout)
-        work: Callable[[Mutant], Verdict] = partial(judge, trees, args.timeout, red)
+        trees.check()
+        warms: Queue[Warm] = Queue()
+        for _ in range(args.jobs):
+            warms.put(Warm(trees, () if args.cold else SLOW_TO_IMPORT))
+        red = red_everywhere(trees, warms, sorted({mutant.test for mutant in mutants}), args)
+        work: Callable[[Mutant], Verdict] = partial(judge, trees, warms, args.timeout, red)
         with ThreadPoolExecutor(args.jobs) as pool:
             verdicts = dict(zip(mutants, pool.map(work, mutants), strict=True))
+        for warm in warms.queue:
+            warm.close()
     print_table(verdicts)
     return 0 if all(verdict.word == "killed" for verdict in verdicts.values()) else 1
 
