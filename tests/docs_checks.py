@@ -18,7 +18,7 @@ import yaml
 from docs_runner import PROGRAMS, ROOT, Block, Command, cells_of, commands, rule_of
 
 from rl_think_ext import cli, settings
-from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.cli.train import METHODS, method_of
 
 
 def starts_a_run(block: Block) -> bool:
@@ -29,7 +29,9 @@ def starts_a_run(block: Block) -> bool:
         keys = set(yaml.safe_load(block.text) or {})
     except (yaml.YAMLError, TypeError):
         return False  # check_block says what is wrong with it
-    return not keys <= {"rlp", *_names(RLPConfig)} and keys != {"rl_think"}
+    return not keys <= {*METHODS, *(name for kind in METHODS.values() for name in _names(kind))} and keys != {
+        "rl_think"
+    }
 
 
 def check_block(block: Block, rules: Sequence[Command]) -> None:
@@ -61,7 +63,7 @@ def check_words(words: Sequence[str], where: str) -> None:
     elif program == "pip":
         check_install(words[2:], where)
     elif program == "trl":
-        assert first == "grpo", f"{where}: trl has another command for RLP, grpo"
+        assert first == "grpo", f"{where}: trl has another command for this, grpo"
     elif "-m" in words:
         module = words[words.index("-m") + 1]
         assert importlib.util.find_spec(module), f"{where}: there is no module {module}"
@@ -115,23 +117,41 @@ def check_links(page: Path) -> None:
 def check_yaml(mapping: Mapping[str, Any], block: Block) -> None:
     """Every key is one of the trainer's or of the method's, and the method takes the values."""
     if starts_a_run(block):
-        stock = block.text.startswith("# trl grpo") or "rl_think_ext.trl.rlp" in mapping.get("reward_funcs", [])
-        settings.check_keys(mapping, ["env", "rl_think", *trainer_keys(stock)], block.name)
         inner = mapping.get("rl_think", {})
+        stock = block.text.startswith("# trl grpo") or any("rl_think_ext" in n for n in mapping.get("reward_funcs", []))
+        known = trainer_keys(stock and "rl_think" not in mapping, *kind_of(inner))
+        settings.check_keys(mapping, ["env", "rl_think", *known], block.name)
     else:
-        inner = mapping.get("rl_think", mapping if "rlp" in mapping else {"rlp": mapping})
-    settings.build(RLPConfig, settings.method_block(inner, "rlp", block.name), block.name)
+        inner = mapping.get("rl_think", mapping if set(mapping) <= set(METHODS) else {of_settings(mapping): mapping})
+    method_of(inner, block.name)
+
+
+def of_settings(mapping: Mapping[str, Any]) -> str:
+    """The method that has the most of these settings."""
+    return max(METHODS, key=lambda name: len(set(mapping) & set(_names(METHODS[name]))))
+
+
+def kind_of(inner: Mapping[str, Any]) -> tuple[str, str]:
+    """Method and trainer of a `rl_think:` block."""
+    return "rlmt" if "rlmt" in inner else "rlp", str(inner.get("trainer", "grpo"))
 
 
 @cache
-def trainer_keys(stock: bool) -> tuple[str, ...]:
+def trainer_keys(stock: bool, method: str, trainer: str) -> tuple[str, ...]:
     """The keys of `trl grpo`, or of `rl-think train`, which has more."""
-    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, ScriptArguments
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from rl_think_ext.trl import ThinkGRPOConfig
+    from rl_think_ext.trl import RLMTGRPOConfig, ThinkGRPOConfig
+    from rl_think_ext.trl.rlmt_supervised import ThinkDPOConfig, ThinkSFTConfig
 
-    kinds = (GRPOScriptArguments, GRPOConfig if stock else ThinkGRPOConfig, ModelConfig, DatasetMixtureConfig)
+    own = {
+        "sft": ThinkSFTConfig,
+        "dpo": ThinkDPOConfig,
+        "grpo": RLMTGRPOConfig if method == "rlmt" else ThinkGRPOConfig,
+    }
+    script = GRPOScriptArguments if trainer == "grpo" else ScriptArguments
+    kinds = (script, GRPOConfig if stock else own[trainer], ModelConfig, DatasetMixtureConfig)
     return tuple(name for kind in kinds for name in _names(kind))
 
 

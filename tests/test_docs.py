@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from docs_checks import check_block, check_links, check_words, starts_a_run
+from docs_checks import check_block, check_links, check_words, kind_of, starts_a_run
 from docs_runner import ROOT, Block, Command, Machine, Prop, Stage, blocks, commands, rule_of, spans
 
 from rl_think_ext.errors import UserError
@@ -42,12 +42,18 @@ WORDS = {
     "Qwen/Qwen3-1.7B-Base": "models/tiny",
     "max_completion_length: 2048": "max_completion_length: 8",
     "out/rlp/checkpoint-100": "out/rlp/checkpoint-2",
+    "my_org/my_policy": "recipes/rlmt/tiny/models/policy",
+    "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": "recipes/rlmt/tiny/models/reward",
+    "server: http://localhost:8000": "backend: local",
+    "max_completion_length: 4096": "max_completion_length: 48",
+    "bf16: true": "bf16: false",
 }
 # What a page's own run.yaml gets, where it says nothing else, to run on a CPU.
 KEYS = {"use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false", "report_to": "none", "dtype": "float32"}
 # Put behind a command that trains. A page's own batch is left as it is, so that it is known to fit its groups.
 SMALL = "--max_steps 2 --save_strategy no --logging_steps 1"
 TINY = f"{SMALL} --max_completion_length 8 --per_device_train_batch_size 8 --num_generations 4"
+RLMT_TINY = f"{SMALL} --per_device_train_batch_size 8 --num_generations 4"
 # The tiny model's weights are random: its thoughts hardly move a prediction.
 FEW = "--num-thoughts 8 --max-thought-tokens 8 --max-positions 24 --min-gain 0.000001"
 COMMANDS = (
@@ -62,9 +68,13 @@ COMMANDS = (
     Command("rl-think report"),
     Command("rl-think replay", slow=True),
     Command("rl-think train --config recipes/rlp/tiny", TINY, slow=True),
+    Command("rl-think train --config recipes/rlmt/tiny/sft", SMALL, slow=True),
+    Command("rl-think train --config recipes/rlmt/tiny/dpo", SMALL, slow=True),
+    Command("rl-think train --config recipes/rlmt/tiny", RLMT_TINY, slow=True),
     Command("rl-think train", SMALL, slow=True),
     Command("rl-think demo", "--seeds 0 --steps 2 --test-rows 8", slow=True),
     Command("trl grpo --config recipes/rlp/tiny", TINY, slow=True),
+    Command("trl grpo --config recipes/rlmt/tiny", RLMT_TINY, slow=True),
     Command("trl grpo", SMALL, slow=True),
     Command("python examples/lessons/tag_leak.py", "--steps 5", slow=True),
     Command("python examples/lessons/inflated_gain.py", "--steps 5", slow=True),
@@ -85,6 +95,12 @@ def texts(stage: Stage) -> None:
 
     rows = [json.dumps({"id": f"doc{i}", "text": " ".join(prose(i, 3))}) + "\n" for i in range(12)]
     (stage.folder / "my_texts.jsonl").write_text("".join(rows))
+
+
+def prompts(stage: Stage) -> None:
+    asked = ("a poem about rain", "a letter to a neighbour", "ten names for a boat", "a plan for a walk")
+    rows = [json.dumps({"prompt": f"Write {what}, number {i}."}) + "\n" for i in range(4) for what in asked]
+    (stage.folder / "my_prompts.jsonl").write_text("".join(rows))
 
 
 def instruction(stage: Stage) -> None:
@@ -116,6 +132,7 @@ RECIPE = f"rl-think train --config recipes/rlp/tiny/train.yaml {TINY} --log_comp
 PROPS = {
     "models/tiny": Prop(tiny_model),
     "my_texts.jsonl": Prop(texts),
+    "my_prompts.jsonl": Prop(prompts),
     "my_instruction.txt": Prop(instruction),
     "rlp.yaml": Prop(stock_settings),
     "run.yaml": Prop(run_of_readme, brings=("models/tiny", "data/rlp")),
@@ -224,15 +241,17 @@ def run_config(block: Block, stage: Stage) -> None:
     is_whole = "model_name_or_path" in yaml.safe_load(block.text)
     given = yaml.safe_load(MACHINE.adapted(block.text, is_whole))
     told = re.match(r"# ((?:\w+=\S+ )?(?:rl-think train|trl grpo)) --config", block.text)
-    command = (
-        told[1] if told else "trl grpo" if "rl_think_ext.trl.rlp" in given.get("reward_funcs", []) else "rl-think train"
-    )
+    named = any(str(name).startswith("rl_think_ext.trl.") for name in given.get("reward_funcs", []))
+    command = told[1] if told else "trl grpo" if named and "rl_think" not in given else "rl-think train"
+    method, trainer = kind_of(given.get("rl_think", {}))
+    if "rl_think_ext.trl.rlmt" in given.get("reward_funcs", []):
+        method = "rlmt"
     if not is_whole:
-        recipe = "trl.yaml" if "trl grpo" in command else "train.yaml"
-        given = yaml.safe_load((ROOT / "recipes/rlp/tiny" / recipe).read_text()) | given
+        recipe = "trl.yaml" if "trl grpo" in command else "train.yaml" if trainer == "grpo" else f"{trainer}.yaml"
+        given = yaml.safe_load((ROOT / "recipes" / method / "tiny" / recipe).read_text()) | given
     (stage.folder / "block.yaml").write_text(yaml.safe_dump(given | {"output_dir": "out/block"}))
     said = stage.run([*command.split(), "--config", "block.yaml", *(SMALL if is_whole else TINY).split()], block.name)
-    assert "RLP settings" in said, f"{block.name}: RLP did not run"
+    assert f"{method.upper()} settings" in said, f"{block.name}: {method.upper()} did not run"
 
 
 def run_script(found: list[Block], stage: Stage) -> None:
