@@ -5,6 +5,7 @@ Nothing here knows a trainer. A thought leaves this file only in a record of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,11 +57,14 @@ class PreferenceScorer:
     Args:
         config: RLMT's settings.
         model: Scores conversations.
-        length: Tokens of a text, for the metrics; characters where nothing is given.
+        lengths: Tokens of some texts, for the metrics; characters where nothing is given.
     """
 
-    def __init__(self, config: RLMTConfig, model: RewardModel, length: Callable[[str], int] = len) -> None:
-        self.config, self.model, self.length = config, model, length
+    def __init__(
+        self, config: RLMTConfig, model: RewardModel, lengths: Callable[[list[str]], Sequence[int]] | None = None
+    ) -> None:
+        self.config, self.model = config, model
+        self.lengths = lengths or (lambda texts: [len(text) for text in texts])
 
     def __call__(
         self, chats: Sequence[Sequence[Message]], outputs: Sequence[Output], *, prefilled: bool = False
@@ -74,20 +78,23 @@ class PreferenceScorer:
         found = dict(zip(asked, self.model(shown), strict=True)) if asked else {}
         stats = dict(self.model.stats) if asked else {}
         scores = tuple(found.get(i, Score.unscorable(f"malformed: {part.status}")) for i, part in enumerate(parts))
-        rows = [self._row(*row) for row in zip(parts, scores, outputs, strict=True)]
-        return Preferences(parts, scores, torch.tensor(rows, dtype=torch.float32).view(-1, len(FIELDS)), stats)
-
-    def _row(self, parts: Parts, score: Score, output: Output) -> tuple[float, ...]:
-        nan = float("nan")
-        return (
-            nan if score.value is None else score.value,
-            float(parts.answer is None),
-            float(STATUSES.index(parts.status)),
-            nan if parts.thought is None else float(self.length(parts.thought)),
-            nan if parts.answer is None else float(self.length(parts.answer)),
-            float(not output.finished),
-            float(score.metrics.get("num_cut", 0.0)),
+        rows = zip(
+            (math.nan if score.value is None else score.value for score in scores),
+            (float(part.answer is None) for part in parts),
+            (float(STATUSES.index(part.status)) for part in parts),
+            self._lengths([part.thought for part in parts]),
+            self._lengths([part.answer for part in parts]),
+            (float(not output.finished) for output in outputs),
+            (float(score.metrics.get("num_cut", 0.0)) for score in scores),
+            strict=True,
         )
+        return Preferences(parts, scores, torch.tensor(list(rows), dtype=torch.float32).view(-1, len(FIELDS)), stats)
+
+    def _lengths(self, texts: Sequence[str | None]) -> list[float]:
+        """The lengths of the texts that are there, NaN for those that are not."""
+        there = [text for text in texts if text is not None]
+        found = iter(self.lengths(there) if there else ())
+        return [math.nan if text is None else float(next(found)) for text in texts]
 
 
 def preference_metrics(table: torch.Tensor, stated_floor: float | None = None) -> dict[str, float]:

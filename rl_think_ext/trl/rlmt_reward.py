@@ -87,7 +87,7 @@ class PreferenceScore:
                 device=trainer.accelerator.device,
                 time_limit=TIME_SHARE * trainer.args.ddp_timeout,
             ),
-            lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
+            lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]],
         )
         self.restart()
         callbacks = trainer.callback_handler.callbacks
