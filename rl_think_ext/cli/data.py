@@ -1,23 +1,60 @@
-"""`rl-think data METHOD`: build a dataset out of plain text; the flags are the fields of the builder's dataclass."""
+"""`rl-think data METHOD`: build a dataset of texts or chats; the flags are the fields of the builder's dataclass."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
 from rl_think_ext.errors import UserError
 
 if TYPE_CHECKING:
     from rl_think_ext.data.card import Card
 
-METHODS = {"rlp": "contexts and targets: every text is cut at sentences, at random, by stride or by entropy"}
+
+class Method(NamedTuple):
+    """A builder: its module, its dataclass of flags, and what it is for."""
+
+    module: str
+    config: str
+    about: str
+    example: str
+
+
+METHODS = {
+    "rlp": Method(
+        "rl_think_ext.data.rlp",
+        "RLPDataConfig",
+        "contexts and targets: every text is cut at sentences, at random, by stride or by entropy",
+        "--input corpus.jsonl --output data/rlp --tokenizer Qwen/Qwen3-1.7B-Base",
+    ),
+    "rlmt": Method(
+        "rl_think_ext.data.rlmt",
+        "RLMTDataConfig",
+        "prompts: chats that end with a user's message, filtered by form, duplicates, language and length",
+        "--input prompts.jsonl --output data/rlmt --tokenizer Qwen/Qwen2.5-7B-Instruct",
+    ),
+    "rlmt-sft": Method(
+        "rl_think_ext.data.rlmt_sft",
+        "RLMTSFTDataConfig",
+        "warm start: a teacher behind an OpenAI-compatible server plans and answers, the right form is kept",
+        "--input prompts.jsonl --output data/rlmt-sft --endpoint http://localhost:8000 --model teacher",
+    ),
+    "rlmt-dpo": Method(
+        "rl_think_ext.data.rlmt_dpo",
+        "RLMTDPODataConfig",
+        "preference pairs: several outputs of a policy, the best against the worst by a reward model",
+        "--input data/rlmt --output data/rlmt-dpo --model out/sft --reward-model models/reward",
+    ),
+}
 
 
 def usage() -> str:
     """What `rl-think data --help` prints."""
-    rows = "\n".join(f"  {name:<5} {text}" for name, text in METHODS.items())
+    width = max(map(len, METHODS))
+    rows = "\n".join(f"  {name:<{width}}  {method.about}" for name, method in METHODS.items())
+    examples = "\n".join(f"  rl-think data {name} {method.example}" for name, method in METHODS.items())
     return (
-        f"usage: rl-think data METHOD [OPTIONS]\n\nmethods:\n{rows}\n\n"
-        "for example: rl-think data rlp --input corpus.jsonl --output data/rlp --tokenizer Qwen/Qwen3-1.7B-Base\n"
+        f"usage: rl-think data METHOD [OPTIONS]\n\nmethods:\n{rows}\n\nfor example:\n{examples}\n\n"
         "`rl-think data METHOD --help` explains every option."
     )
 
@@ -27,15 +64,15 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0
-    if argv[0] not in METHODS:
+    method = METHODS.get(argv[0])
+    if method is None:
         raise UserError(f"there is no method `{argv[0]}`; known are {', '.join(METHODS)}")
     try:
         import tyro
 
-        from rl_think_ext.data.rlp import RLPDataConfig, build
-
-        config = tyro.cli(RLPDataConfig, args=argv[1:], prog=f"rl-think data {argv[0]}")
-        card = build(config)
+        module = import_module(method.module)
+        config = tyro.cli(getattr(module, method.config), args=argv[1:], prog=f"rl-think data {argv[0]}")
+        card = module.build(config)
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install 'rl_think_ext[data]'") from error
     show(card, config.output)
@@ -48,19 +85,23 @@ def show(card: Card, output: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from rl_think_ext.data.card import WORDS
+
+    words = WORDS[card.method]
     table = Table(title=f"{escape(card.source)} → {escape(output)}", title_justify="left")
     table.add_column("what")
     table.add_column("count", justify="right")
-    table.add_row("documents used", f"{card.num_documents:,}")
+    table.add_row(f"{words.units} used", f"{card.num_documents:,}")
     for name, number in card.num_rows.items():
         table.add_row(f"rows in {name}.parquet", f"{number:,}")
     if card.num_cut_contexts:
         table.add_row("contexts cut on the left", f"{card.num_cut_contexts:,}")
+    for name, count in card.counts.items():
+        table.add_row(escape(name), f"{count:,}")
     table.add_section()
-    for reason, number in card.skipped_documents.items():
-        table.add_row(f"documents left out: {reason}", f"{number:,}")
-    for reason, number in card.skipped_positions.items():
-        table.add_row(f"positions left out: {reason}", f"{number:,}")
+    for title, counts in ((words.units_out, card.skipped_documents), (words.rows_out, card.skipped_positions)):
+        for reason, number in counts.items():
+            table.add_row(escape(f"{title[0].lower()}{title[1:]}: {reason}"), f"{number:,}")
     console = Console()
     console.print(table)
     console.print(f"content hash {card.content_hash[:16]}, settings and versions in card.json", highlight=False)

@@ -14,19 +14,52 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl_think_ext.errors import UserError
 
 FILE = "card.json"
 
 
+class Words(NamedTuple):
+    """What the rows of a method are called in its card."""
+
+    title: str
+    rows: str
+    units: str = "prompts"
+    units_out: str = "Prompts left out"
+    rows_out: str = "Rows left out"
+
+
+WORDS = {
+    "rlp": Words(
+        "Contexts and targets for RLP",
+        "Each row is one position of one text: what is read, and what follows.",
+        "documents",
+        "Documents left out",
+        "Positions left out",
+    ),
+    "rlmt": Words("Prompts for RLMT", "Each row is one chat that ends with a user's message."),
+    "rlmt-sft": Words(
+        "Plans and answers of a teacher for RLMT's warm start",
+        "Each row is a chat, the plan that a teacher made for it (thought) and its answer.",
+        rows_out="Replies refused",
+    ),
+    "rlmt-dpo": Words(
+        "Preference pairs for RLMT",
+        "Each row is a chat with the best and the worst of several outputs, as a reward model judges their answers.",
+        rows_out="Prompts without a pair",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Card:
     """Counts, settings and versions of a built dataset; no absolute path and no secret goes in here (F39).
 
-    `num_rows` is by split (a split of none has no file), `skipped_*` by reason; `content_hash` is the sha256 of the
-    rows in their order.
+    `num_rows` is by split (a split of none has no file), `skipped_*` by reason: documents (or prompts) that were not
+    used, and positions (or replies, or pairs). `counts` are a method's own, tokens and cost among them;
+    `content_hash` is the sha256 of the rows in their order.
     """
 
     method: str
@@ -41,6 +74,7 @@ class Card:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Mapping[str, str] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Put card.json and README.md into a folder."""
@@ -71,15 +105,17 @@ class Card:
         # or another one of the same name, would silently be the old one.
         content = f"    description: rows of sha256 {self.content_hash}\n"
         configs = f"configs:\n  - config_name: default\n{content}    data_files:\n{splits}"
-        counts = {"documents": self.num_documents, **{f"rows in {k}": n for k, n in self.num_rows.items()}}
-        counts["contexts cut on the left"] = self.num_cut_contexts
+        words = WORDS.get(self.method, WORDS["rlp"])
+        counts = {words.units: self.num_documents, **{f"rows in {k}": n for k, n in self.num_rows.items()}}
+        if self.method == "rlp":
+            counts["contexts cut on the left"] = self.num_cut_contexts
+        seed = f", seed {self.seed}" if self.method == "rlp" else ""
         parts = [
-            f"---\n{configs}---\n\n# Contexts and targets for {self.method.upper()}\n",
-            f"Built from {_code(self.source)} by `rl-think data {self.method}`, seed {self.seed}. Each row is one "
-            "position of one text: what is read, and what follows.\n",
-            _table("Counts", counts),
-            _table("Documents left out", self.skipped_documents),
-            _table("Positions left out", self.skipped_positions),
+            f"---\n{configs}---\n\n# {words.title}\n",
+            f"Built from {_code(self.source)} by `rl-think data {self.method}`{seed}. {words.rows}\n",
+            _table("Counts", {**counts, **self.counts}),
+            _table(words.units_out, self.skipped_documents),
+            _table(words.rows_out, self.skipped_positions),
             _table("Tokenizer", self.tokenizer or {}),
             _table("Settings", self.settings),
             _table("Versions", self.versions),
@@ -118,6 +154,21 @@ class ContentHash:
 def versions(*packages: str) -> dict[str, str]:
     """Installed versions, as they go into a card."""
     return {name: metadata.version(name) for name in packages}
+
+
+def keep_apart(given: str, output: str) -> None:
+    """An output inside the input would be read by the next build; the other way round it would delete the input.
+
+    Raises:
+        UserError: they lie in one another, or the output is no name.
+    """
+    if "\0" in output or not output.strip():
+        raise UserError("the output is empty or holds a NUL character; name a folder")
+    source, made = Path(given.replace("\0", "")), Path(os.path.realpath(output))
+    if source.exists():
+        source = source.resolve()
+        if source == made or source in made.parents or made in source.parents:
+            raise UserError(f"input {given} and output {output} lie in one another; name another output")
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rl_think_ext import __version__
-from rl_think_ext.data.card import Card, ContentHash, versions, whole_folder
+from rl_think_ext.data.card import Card, ContentHash, keep_apart, versions, whole_folder
+from rl_think_ext.data.cells import Columns, source_name
 from rl_think_ext.data.cut import TextCutter, TokenCutter
 from rl_think_ext.data.positions import Sampler
 from rl_think_ext.data.schema import Row
-from rl_think_ext.data.sources import Columns, Document, Tally, read_documents, source_name
+from rl_think_ext.data.sources import Document, Tally, read_documents
 from rl_think_ext.errors import UserError
 from rl_think_ext.template import CLOSE_TAG, INSTRUCTION, OPEN_TAG, Elicit, instruction_sides, render
 
@@ -121,7 +121,7 @@ def build(config: RLPDataConfig) -> Card:
     Raises:
         UserError: input, tokenizer, model or output that cannot be used, or not a single row.
     """
-    _keep_apart(config)
+    keep_apart(config.input, config.output)
     instruction = _instruction(config)
     cutter, tokenizer = _cutter(config)
     tally = Tally()
@@ -236,17 +236,6 @@ def _instruction(config: RLPDataConfig) -> str:
             raise UserError(f"could not read the instruction file {config.instruction_file}: {error}") from error
     instruction_sides(config.elicit, instruction)
     return instruction
-
-
-def _keep_apart(config: RLPDataConfig) -> None:
-    """An output inside the input would be read by the next build; the other way round it would delete the input."""
-    if "\0" in config.output or not config.output.strip():
-        raise UserError("the output is empty or holds a NUL character; name a folder")
-    given, made = Path(config.input.replace("\0", "")), Path(os.path.realpath(config.output))
-    if given.exists():
-        given = given.resolve()
-        if given == made or given in made.parents or made in given.parents:
-            raise UserError(f"input {config.input} and output {config.output} lie in one another; name another output")
 
 
 def _settings(config: RLPDataConfig, instruction: str) -> dict[str, Any]:
