@@ -113,7 +113,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(toy: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(RUNNER), "--root", str(toy), "--cold", *args], capture_output=True, text=True)
+    command = [sys.executable, str(RUNNER), "--root", str(toy), "--cold", *args]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def verdicts(toy: Path, *names: str, timeout: int = 120) -> tuple[dict[str, str], int]:
