@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; `make` alone explains them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench cuda sanitize browser mutants clean
+.PHONY: help setup demo test test-slow lint bench cuda sanitize browser servers mutants clean
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -10,6 +10,7 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 COMPILED := .venv/.compiled
+SERVERS := .venv-servers/.ready
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # The kernels' sources: a change compiles them anew, in .venv alone.
 CSRC := $(shell find rl_think_ext/kernels/csrc -type f 2>/dev/null)
@@ -69,12 +70,14 @@ browser: ## install Debian's chromium where there is none; the slow tests open t
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 	  apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core fonts-liberation >/dev/null
 
+servers: $(SERVERS) ## set up vLLM's CPU build in .venv-servers (3.4 GB); the slow tests start real servers from it
+
 mutants: $(COMPILED) ## take each protected fix out of a copy; its test must turn red (ARGS='--only NAME')
 	@$(BIN)/python tests/mutants/run.py -j $(JOBS) $(ARGS)
 
-clean: ## remove caches and builds; .venv stays
+clean: ## remove caches and builds; .venv and .venv-servers stay
 	@rm -rf build dist out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@find . -name .venv -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	@find . -name '.venv*' -prune -o -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 $(COMPILED): $(NATIVE) | $(READY)
 	@echo "make: compiling the kernels"
@@ -93,3 +96,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install -c constraints.txt $(TORCH)
 	@$(BUILD) -e '.[trl,verl,data,dev]'
 	@rm .venv/.unfinished && touch $@ $(COMPILED)
+
+# An environment of its own: this vLLM needs a newer transformers than the trainers take.
+$(SERVERS): constraints-servers.txt | $(READY)
+	@if [ -e .venv-servers/.unfinished ]; then \
+	  echo "make: .venv-servers was interrupted while being set up; starting again"; rm -rf .venv-servers; fi
+	@echo "make: setting up .venv-servers (once; some minutes)"
+	@mkdir -p .venv-servers && touch .venv-servers/.unfinished
+	@$(PYTHON) -m venv .venv-servers
+	@.venv-servers/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -r constraints-servers.txt
+	@rm .venv-servers/.unfinished && touch $@
