@@ -96,6 +96,7 @@ def test_what_the_reward_model_is_shown():
         ({"floor": NAN}, "`floor` is a finite number"),
         ({"floor": 1.0, "malformed": "unscorable"}, "needs `malformed: floor`"),
         ({"backend": "local", "server": "http://x"}, "is not asked with `backend: local`"),
+        ({"output": "score", "server": "http://x"}, "a server gives logits"),
         ({"instruction_file": "x"}, "needs style response or response-only"),
     ],
 )

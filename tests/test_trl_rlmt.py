@@ -506,6 +506,15 @@ def test_settings_are_announced_kept_and_recorded(run, capsys):
     assert any("rlmt/score" in line for line in lines)
 
 
+def test_f39_a_password_in_the_address_is_nowhere(run, capsys):
+    trainer = run(config={"server": "http://me:hunter2@127.0.0.1:9/?key=hunter3", "deadline": 0.5, "retries": 0})
+    trainer.train()
+    said = capsys.readouterr()
+    kept = [path.read_bytes() for path in Path(trainer.args.output_dir).rglob("*") if path.is_file()]
+    assert kept and not any(b"hunter" in text for text in (said.out.encode(), said.err.encode(), *kept))
+    assert "server=http://127.0.0.1:9/" in said.out
+
+
 def test_the_kernel_gives_the_same_loss(run):
     plain, kernel = run(max_steps=2), run(max_steps=2, logprob_kernel=True)
     plain.train()

@@ -93,6 +93,8 @@ class RLMTConfig:
             raise ValueError(f"`floor: {self.floor}` needs `malformed: floor`, got {self.malformed}")
         if self.backend == "server" and not self.server:
             raise ValueError("`backend: server` needs `server:`, for example http://localhost:8000")
+        if self.output == "score" and (self.server or self.backend == "server"):
+            raise ValueError("`output: score` is read in this process only: a server gives logits; take `server:` out")
         if self.backend == "local" and self.server:
             raise ValueError("`server:` is not asked with `backend: local`: take one of them out")
         if self.instruction_file and self.style not in ("response", "response-only"):

@@ -27,7 +27,7 @@ def announce(trainer: GRPOTrainer, method: str, config: Any, source: str) -> Non
     if len(set(marks)) > 1:
         raise UserError(f"the ranks have different {label} settings ({', '.join(marks)}): give all the same file")
     if trainer.accelerator.is_main_process:
-        values = dict(vars(config))
+        values = public(config)
         shown = " ".join(f"{name}={value}" for name, value in values.items())
         print(f"[rl_think] {label} settings {mark} ({source}): {shown}", flush=True)
         folder = Path(trainer.args.output_dir) / FOLDER
@@ -39,12 +39,20 @@ def announce(trainer: GRPOTrainer, method: str, config: Any, source: str) -> Non
             raise UserError(f"cannot write to output_dir {folder}: {error.strerror}. Choose another one.") from error
 
 
+def public(config: Any) -> dict[str, Any]:
+    """The settings as they may be printed and stored: an address without its password or key (F39)."""
+    from rl_think_ext.scoring.endpoint_wire import shown_url
+
+    values = dict(vars(config))
+    return values | {name: shown_url(values[name]) for name in ("server",) if values.get(name)}
+
+
 def describe(trainer: GRPOTrainer, method: str, config: Any, source: str, dataset_name: str | None) -> dict[str, Any]:
     """What run.json says about a run."""
     return {
         "method": method,
         "fingerprint": settings.fingerprint(config),
-        "settings": dict(vars(config)),
+        "settings": public(config),
         "source": source,
         "model": trainer.model.config._name_or_path,
         "trainer": type(trainer).__name__,
