@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rl_think_ext.methods.interval import mean_interval
+from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
 
 HOSTILE = (
@@ -230,3 +231,120 @@ def keep_rollouts(folder: Path, step: int, rows: Sequence[Mapping[str, Any]], ra
     scores = pa.array([r["rlp/reasoned"] for r in rows], pa.float32())
     pq.write_table(pa.table({"step": [step] * len(rows), "reasoned": scores}), path)
     return path
+
+
+# --- RLMT ---
+
+PLAN, SAID = "What is asked: a sum. Say it shortly.", "It is 4."
+STATUSES = ("ok", "no_open", "no_close", "empty_thought", "empty_response", "extra_tags", "truncated")
+
+
+def rlmt_log(num: int, *, offset: float = 0.0, thinks: bool = True) -> list[dict[str, Any]]:
+    """Logs of an RLMT run whose score rises."""
+    bad = {"no_close": 0.2, "truncated": 0.1}
+    return [
+        {
+            "step": step,
+            "loss": 0.01 / step,
+            "learning_rate": 1e-6,
+            "grad_norm": 0.5,
+            "entropy": 1.0 / math.sqrt(step),
+            "kl": 1e-3 * step,
+            "num_tokens": 1000.0 * step,
+            "completions/max_length": 900.0 + 20 * step,
+            "completions/clipped_ratio": 0.1 / step,
+            "frac_reward_zero_std": 0.1,
+            "reward": offset + math.log(step) - 1,
+            "reward_std": 0.7,
+            "rewards/rlmt/mean": offset + math.log(step) - 1,
+            "rewards/rlmt/std": 0.7,
+            "rlmt/score": offset + math.log(step),
+            "rlmt/score_spread": 0.8,
+            "rlmt/zero_variance_groups": 0.1 / step,
+            **{f"rlmt/status/{name}": bad.get(name, 0.0) / step for name in STATUSES},
+            "rlmt/status/ok": 1 - 0.3 / step,
+            "rlmt/thought_length": 120.0 + 10 * step if thinks else None,
+            "rlmt/answer_length": 300.0 + 15 * step,
+            "rlmt/truncated": 0.1 / step,
+            "rlmt/no_score": 0.0,
+            "rlmt/unscorable": 0.0,
+            "rlmt/prompts_cut": 0.01,
+            "rlmt/below_floor": 0.0,
+            "rlmt/score_noise": 1e-3,
+            "rlmt/scoring_seconds": 2.0 + 0.1 * step,
+            "rlmt/scoring_share": 0.2,
+            "rlmt/reward_model_seconds": 1.8 + 0.1 * step,
+            "rlmt/reward_model_num_asked": 60.0,
+            "rlmt/reward_model_num_cached": 4.0,
+        }
+        for step in range(1, num + 1)
+    ]
+
+
+def rlmt_row(step: int, score: float | None, prompt: Any = "2 + 2?", **other: Any) -> dict[str, Any]:
+    """A row of a completions table of RLMT; without a score the output has not the form."""
+    ok = score is not None
+    return {
+        "step": step,
+        "prompt": prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": f"<think>\n{PLAN}\n</think>\n\n{SAID}" if ok else "<think>No"}],
+        "rlmt": score if ok else -3.0,
+        "rlmt/thought": PLAN if ok else None,
+        "rlmt/answer": SAID if ok else None,
+        "rlmt/status": "ok" if ok else "no_close",
+        "rlmt/score": score,
+        "rlmt/unscorable": None if ok else "malformed: no_close",
+        "advantage": 0.0,
+    } | {(f"rlmt/{name}" if name in ("thought", "answer", "status") else name): value for name, value in other.items()}
+
+
+def rlmt_rows(step: int, base: float, *, bad: int = 0, num_prompts: int = 12, group: int = 8) -> list[dict[str, Any]]:
+    """Groups of outputs whose scores lie around `base`; the first `bad` of each group have not the form."""
+    return [
+        rlmt_row(
+            step,
+            None if g < bad else base + 0.1 * (i % 5) + 0.01 * g,
+            f"What is {i} + {step}?",
+            **({} if g < bad else {"answer": f"{SAID} " * (i + step), "thought": f"{PLAN} step {step}, output {g}"}),
+        )
+        for i in range(num_prompts)
+        for g in range(group)
+    ]
+
+
+def without_thoughts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows as a run of style none leaves them."""
+    return [{**r, "completion": [{"role": "assistant", "content": SAID}], "rlmt/thought": None} for r in rows]
+
+
+def rlmt_run(folder: Path, *, thinks: bool = True, **changes: Any) -> Path:
+    """An RLMT run with everything in it, or its control without a thought."""
+    tables = {5: rlmt_rows(5, -0.5, bad=2), 20: rlmt_rows(20, 1.5)}
+    chosen: dict[str, Any] = {
+        "log": rlmt_log(20, thinks=thinks),
+        "tables": tables if thinks else {step: without_thoughts(rows) for step, rows in tables.items()},
+        "method": "rlmt",
+        "trainer": "RLMTTrainer",
+        "settings": asdict(RLMTConfig(style="think" if thinks else "none", reward_model="/a/disk/tiny-reward-model")),
+        "dataset": {"name": "data/prompts", "num_rows": 7544, "card": None},
+    }
+    return make_run(folder, **(chosen | changes))
+
+
+def trainer_run(folder: Path, trainer: str, num: int = 9) -> Path:
+    """What SFT and DPO leave: run.json and the trainer's own state."""
+    common = {"loss": 0.7, "grad_norm": 1.0, "learning_rate": 4e-6, "entropy": 1.0}
+    own = {
+        "SFTTrainer": {"mean_token_accuracy": 0.6},
+        "DPOTrainer": {
+            "rewards/accuracies": 0.6,
+            "rewards/margins": 0.1,
+            "rewards/chosen": 0.2,
+            "rewards/rejected": 0.1,
+        },
+    }
+    log = [{"step": step, **common, **own[trainer], "epoch": step / num} for step in range(1, num + 1)]
+    make_run(folder, method="rlmt", trainer=trainer, settings=asdict(RLMTConfig()))
+    (folder / "rl_think" / "log.jsonl").unlink()
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    return folder

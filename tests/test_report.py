@@ -28,7 +28,7 @@ from report_runs import (
 from rl_think_ext.cli import main
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.interval import mean_interval
-from rl_think_ext.report import headline, write
+from rl_think_ext.report import headline, tiles, write
 from rl_think_ext.report.folder import read
 from rl_think_ext.report.samples import ends, last, table
 from rl_think_ext.report.strip import assemble, strips
@@ -218,10 +218,10 @@ def test_intervals_are_clustered_by_context(tmp_path: Path) -> None:
     assert found is not None
     for side, when in ((first, "before"), (final, "after")):
         assert len(side) == 96
-        expected = mean_interval([s.gain for s in side], [s.context for s in side])
+        expected = mean_interval([s.value for s in side], [s.context for s in side])
         assert found.quantities["gain"][when] == expected
         assert expected.num_clusters == 12
-    tile = headline.tiles([("run", found)])[0]
+    tile = tiles.tiles([("run", found)])[0]
     assert [r.shown for r in tile.rows] == ["−0.29", "+1.71"]
     assert tile.verdicts == (("rose", "Rose: the two 95 % intervals do not touch (texts: 12 and 12)."),)
 
@@ -341,7 +341,7 @@ def test_conversations_are_their_contents(tmp_path: Path) -> None:
     path = tmp_path / "completions_00001.parquet"
     pq.write_table(pa.Table.from_pylist([{"step": 1, "prompt": said, "completion": said, "rlp": 1.0}]), path)
     (sample,) = table(path)
-    assert sample.thought == "so it is" and sample.context == "so it is" and sample.gain == 1.0
+    assert sample.text == "so it is" and sample.context == "so it is" and sample.value == 1.0
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:

@@ -9,7 +9,20 @@ from typing import Any
 
 import pytest
 from browser import MISSING, WIDTHS, browser, chromium, opened, screenshots
-from report_runs import HOSTILE, document_rows, held_out, log_of, make_gain, make_run, short_rows, whole_run
+from report_runs import (
+    HOSTILE,
+    document_rows,
+    held_out,
+    log_of,
+    make_gain,
+    make_run,
+    rlmt_log,
+    rlmt_row,
+    rlmt_rows,
+    rlmt_run,
+    short_rows,
+    whole_run,
+)
 
 from rl_think_ext.report import write
 
@@ -24,7 +37,7 @@ CONTRASTS = """() => {
   const behind = node => { for (; node; node = node.parentElement) {
     const found = parse(getComputedStyle(node).backgroundColor);
     if (found.length < 4 || found[3] > 0) return found; } };
-  const read = '.plot text, mark.g:not(.n), .alarm li, .calm, .notice, .verdict, .lede, .way';
+  const read = '.plot text, mark.g:not(.n), .alarm li, .calm, .notice, .verdict, .lede, .way, .part, .said, .status';
   const nodes = document.querySelectorAll(read);
   return [...nodes].map(node => {
     const style = getComputedStyle(node), colour = parse(node.closest('svg') ? style.fill : style.color);
@@ -64,13 +77,31 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         settings={hostile: hostile},
     )
     gain, empty = make_gain(root / "gain"), make_run(root / "empty")
+    think, control = rlmt_run(root / "think"), rlmt_run(root / "no-think", thinks=False, log=rlmt_log(9, thinks=False))
+    parts = {
+        "thought": hostile,
+        "answer": hostile,
+        "status": hostile,
+        "rlmt/unscorable": hostile,
+        "completion": hostile,
+    }
+    worst = rlmt_run(
+        root / "worst",
+        tables={
+            5: rlmt_rows(5, 0.0, bad=5),
+            9: [rlmt_row(9, None if i % 2 else 1.0, hostile, **parts) for i in range(99)],
+        },
+        log=[entry | {f"rlmt/status/{hostile}": 0.5} for entry in rlmt_log(20)],
+        settings={"reward_model": hostile, "style": hostile},
+    )
     several = {"one": [one], "two": [other, one], "hostile": [bad], "gain": [gain, one], "empty": [empty]}
+    several |= {"rlmt": [think], "twins": [think, control], "worst": [worst]}
     return {name: write(folders, root / f"{name}.html") for name, folders in several.items()}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["one", "two", "hostile", "gain", "empty"])
+@pytest.mark.parametrize("name", ["one", "two", "hostile", "gain", "empty", "rlmt", "twins", "worst"])
 def test_page(chrome: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     with opened(chrome, pages[name], width, scheme) as seen:
         seen.page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")

@@ -45,8 +45,8 @@ def test_the_gain_of_the_table_is_not_the_reward(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(plain), paths[0])
     pq.write_table(pa.Table.from_pylist([r | {"rlp/gain": -r["rlp"]} for r in plain]), paths[1])
     rewards, gains = map(table, paths)
-    assert [s.gain for s in rewards] == [r["rlp"] for r in plain]
-    assert [s.gain for s in gains] == [-r["rlp"] for r in plain]
+    assert [s.value for s in rewards] == [r["rlp"] for r in plain]
+    assert [s.value for s in gains] == [-r["rlp"] for r in plain]
     assert not any(s.frozen for s in rewards + gains)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from rl_think_ext.report.folder import Folder
-from rl_think_ext.report.specs import SPECS, Spec
+from rl_think_ext.report.specs import Spec
 from rl_think_ext.report.text import number
 
 # Points of one curve in the drawing: more cannot be seen.
@@ -43,17 +43,19 @@ class Figure:
     ceilings: tuple[float, ...] = ()
 
 
-_UNSCORABLE, _EVAL = "rlp/unscorable/", "eval_rlp/"
-
-
 def figures(folders: Sequence[Folder], ceilings: Sequence[float] = ()) -> tuple[list[Figure], list[str]]:
-    """Figures of everything that was logged, and the titles of what was not."""
+    """Figures of everything that was logged, and the titles of what was not; a folder is drawn in those of its kind."""
     found, missing = [], []
-    for spec in SPECS:
-        curves: list[Curve] = []
-        for index, folder in enumerate(folders):
-            series = spec.series or tuple(_dynamic(spec.key, folder))
-            curves += [c for style, one in enumerate(series) for c in _curve(folder, index, style, *one)]
+    for spec in dict.fromkeys(spec for folder in folders for spec in folder.kind.specs):
+        drawn = [list(_series(spec, folder)) if spec in folder.kind.specs else [] for folder in folders]
+        # One metric has one dash in both folders, also where a name occurs in one of them only.
+        order = list(dict.fromkeys(one for series in drawn for one in series))
+        curves = [
+            curve
+            for index, folder in enumerate(folders)
+            for one in drawn[index]
+            for curve in _curve(folder, index, order.index(one), *one)
+        ]
         if curves:
             found.append(Figure(spec, tuple(curves), tuple(ceilings) if "gain" in spec.key else ()))
         else:
@@ -61,22 +63,23 @@ def figures(folders: Sequence[Folder], ceilings: Sequence[float] = ()) -> tuple[
     return found, missing
 
 
-def _dynamic(key: str, folder: Folder) -> Iterator[tuple[str, str]]:
-    """Series whose names only the log knows."""
-    names = sorted({name for entry in folder.log.values() for name in entry})
-    if key == "unscorable":
-        # Every reason is logged every time; drawn are those that occurred, or the total, which is then 0.
-        reasons = [n for n in names if n.startswith(_UNSCORABLE) and any(number(e.get(n)) for e in folder.log.values())]
-        yield from ((n, n.removeprefix(_UNSCORABLE).replace("_", " ")) for n in reasons)
-        if not reasons and "rlp/unscorable" in names:
-            yield "rlp/unscorable", "all reasons"
-    elif key == "rewards":
-        means = [n for n in names if n.startswith("rewards/") and n.endswith("/mean") and n != "rewards/rlp/mean"]
-        yield from ((n, n.removeprefix("rewards/").removesuffix("/mean")) for n in means)
-    elif key == "eval-gain":
-        yield from ((_EVAL + "gain_frozen", "against the frozen start"), (_EVAL + "gain", "against the baseline"))
-    elif key == "eval-accuracy":
-        yield from ((_EVAL + "accuracy", "with the thought"), (_EVAL + "baseline_accuracy", "without"))
+def _series(spec: Spec, folder: Folder) -> Iterable[tuple[str, str]]:
+    """Metrics and labels of a spec, those among them whose names only the log knows."""
+    if spec.every is None:
+        return spec.series
+    before, behind = spec.every
+    names = sorted({name for entry in folder.log.values() for name in entry} - set(spec.without), key=_ok_first)
+    found = [n for n in names if n.startswith(before) and n.endswith(behind) and len(n) > len(before + behind)]
+    if spec.occurring:
+        # Every reason and status is logged every time.
+        found = [n for n in found if any(number(entry.get(n)) for entry in folder.log.values())]
+    labels = [n.removeprefix(before).removesuffix(behind) for n in found]
+    labels = [label.replace("_", " ") for label in labels] if spec.occurring else labels
+    return list(zip(found, labels, strict=True)) or spec.series
+
+
+def _ok_first(name: str) -> tuple[bool, str]:
+    return not name.endswith("/ok"), name
 
 
 def _curve(folder: Folder, index: int, style: int, metric: str, label: str) -> Iterator[Curve]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.data.card import WORDS
 from rl_think_ext.report.folder import Folder
 from rl_think_ext.report.text import DASH, plain
 
@@ -48,14 +48,14 @@ def tables(folders: Sequence[Folder]) -> list[Table]:
 
 
 def _settings(folders: Sequence[Folder]) -> Table:
-    """RLP's settings; differences from the defaults are shown, or, of two folders, from one another."""
-    defaults = {f.name: f.default for f in dataclasses.fields(RLPConfig)}
+    """The method's settings; differences from the defaults are shown, or, of two folders, from one another."""
+    defaults = {f.name: f.default for f in dataclasses.fields(folders[0].kind.config)}
     table = _block("settings", "Settings", folders, lambda f: _mapping(f.info.get("settings")))
     if len(folders) > 1:
         return table
     own = _mapping(folders[0].info.get("settings"))
     off = {name for name, value in own.items() if name in defaults and value != defaults[name]}
-    shown_defaults = {name: plain(defaults[name]) for name in off}
+    shown_defaults = {name: plain(defaults[name]) or DASH for name in off}
     lines = [
         dataclasses.replace(line, differs=line.name in off, default=shown_defaults.get(line.name))
         for line in (*table.shown, *table.folded)
@@ -126,10 +126,13 @@ def _data(folder: Folder) -> Mapping[str, Any]:
     shown: dict[str, Any] = {"dataset": dataset.get("name"), "rows": dataset.get("num_rows")}
     if not card:
         return {**shown, "card": "none: data that `rl-think data` built carries one"}
-    shown |= {"built from": card.get("source"), "seed": card.get("seed"), "documents": card.get("num_documents")}
+    words = WORDS.get(str(card.get("method")), WORDS["rlp"])
+    shown |= {"built from": card.get("source"), "seed": card.get("seed"), words.units: card.get("num_documents")}
     shown |= {f"rows in {split}": number for split, number in _mapping(card.get("num_rows")).items()}
-    shown["contexts cut on the left"] = card.get("num_cut_contexts")
-    for what in ("documents", "positions"):
-        shown |= {f"{what} left out: {r}": n for r, n in _mapping(card.get(f"skipped_{what}")).items()}
+    if words is WORDS["rlp"]:
+        shown["contexts cut on the left"] = card.get("num_cut_contexts")
+    for name, title in (("skipped_documents", words.units_out), ("skipped_positions", words.rows_out)):
+        shown |= {f"{title.lower()}: {r}": n for r, n in _mapping(card.get(name)).items()}
+    shown |= dict(_mapping(card.get("counts")))
     shown |= {f"setting {name}": value for name, value in _mapping(card.get("settings")).items()}
     return {**shown, "content hash": str(card.get("content_hash") or "")[:16]}

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.report import rollouts
+from rl_think_ext.report.kinds import RLP, Kind, kind_of
 from rl_think_ext.report.text import bounded, number, plain
 
 Entry = Mapping[str, Any]
@@ -29,6 +29,7 @@ class Folder:
         measured: measured.json, or None.
         tables: Completions tables by step, paths only: there can be thousands.
         offline: Whether this is the folder of `rl-think gain`.
+        kind: What it is a run of.
         notes: What the reader of the page has to know about the folder.
     """
 
@@ -40,6 +41,7 @@ class Folder:
     measured: Entry | None = None
     tables: tuple[tuple[int, Path], ...] = ()
     offline: bool = False
+    kind: Kind = RLP
     notes: tuple[str, ...] = ()
 
     @property
@@ -53,6 +55,18 @@ class Folder:
         settings = self.info.get("settings")
         name = settings.get("baseline") if isinstance(settings, Mapping) else None
         return "baseline" if name is None else f"baseline: {bounded(plain(name), 40, 0)}"
+
+    @property
+    def thinks(self) -> bool:
+        """Whether RLMT's outputs have thoughts; the control has none."""
+        settings = self.info.get("settings")
+        return not isinstance(settings, Mapping) or settings.get("style") not in ("none", "response-only")
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the reward model was shown RLMT's thoughts, too, as an ablation."""
+        settings = self.info.get("settings")
+        return isinstance(settings, Mapping) and settings.get("score") == "full"
 
 
 def read(path: Path) -> Folder:
@@ -73,8 +87,10 @@ def read(path: Path) -> Folder:
     if cut:
         notes.append("The last line of log.jsonl is cut off: the run was killed while it was writing.")
     log = _by_step(records, own / "log.jsonl") or _trainer_log(path)
-    alarms = _lines(own / "alarms.jsonl")[0] if (own / "alarms.jsonl").is_file() else _replayed(log)
-    tables = _tables(path / "completions")
+    info, tables = _info(own), _tables(path / "completions")
+    kind = kind_of(info, {name for entry in log.values() for name in entry} or _columns(tables))
+    # Without a file nobody asked the alarms, or there were none.
+    alarms = _lines(own / "alarms.jsonl")[0] if (own / "alarms.jsonl").is_file() else kind.watched(log)
     if tables and not _is_whole(tables[-1][1]):
         notes.append(f"{tables[-1][1].name} is cut off and left out: the run was killed while it was writing.")
         tables = tables[:-1]
@@ -83,13 +99,8 @@ def read(path: Path) -> Folder:
     if log:  # what lies behind the last log belongs to an earlier run in the same folder, or to one that was given up
         tables = tuple(table for table in tables if table[0] <= max(log))
         alarms = [entry for entry in alarms if (number(entry.get("step")) or 0) <= max(log)]
-    info = _info(own)
-    kept = rollouts.own(tables, own / "rollouts", number(info.get("num_processes")))
-    if len(kept) < len(tables):
-        notes.append(
-            f"Completions tables left out: {len(tables) - len(kept)} of {len(tables)}. They do not agree with the "
-            "rollouts of their step: an evaluation or an earlier run wrote them."
-        )
+    kept, note = _kept(kind, info, log, tables, own / "rollouts")
+    notes += [note] if note else []
     measured = own / "measured.json"
     return Folder(
         path,
@@ -99,8 +110,37 @@ def read(path: Path) -> Folder:
         tuple({(entry.get("step"), entry.get("alarm")): entry for entry in map(_alarm, alarms)}.values()),
         _json(measured) if measured.is_file() else None,
         kept,
+        kind=kind,
         notes=tuple(notes),
     )
+
+
+def _kept(
+    kind: Kind, info: Entry, log: Mapping[float, Entry], tables: tuple[tuple[int, Path], ...], kept_rollouts: Path
+) -> tuple[tuple[tuple[int, Path], ...], str]:
+    """The tables that are of training, and what has to be said about the others."""
+    if kind is RLP:
+        kept = rollouts.own(tables, kept_rollouts, number(info.get("num_processes")))
+        why = "They do not agree with the rollouts of their step: an evaluation or an earlier run wrote them."
+    else:
+        # Without rollouts to compare with: at an evaluation TRL writes a table over that of the step.
+        kept = tuple(table for table in tables if not any(name.startswith("eval_") for name in log.get(table[0], ())))
+        why = "An evaluation wrote them over those of its steps."
+        if tables and not kept:
+            return tables, "Every completions table is of a step with an evaluation, and holds its samples, too."
+    lost = len(tables) - len(kept)
+    return kept, f"Completions tables left out: {lost} of {len(tables)}. {why}" if lost else ""
+
+
+def _columns(tables: tuple[tuple[int, Path], ...]) -> set[str]:
+    """The columns of the newest table, where no log says what a run is of."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(tables[-1][1]).names) if tables else set()
+    except (pa.ArrowException, OSError):
+        return set()  # whoever needs it names it
 
 
 def _info(own: Path) -> Entry:
@@ -108,22 +148,13 @@ def _info(own: Path) -> Entry:
         return _json(own / "run.json")
     if (own / "settings.json").is_file():
         found = _json(own / "settings.json")
-        return {"settings": found.get("rlp"), "fingerprint": found.get("fingerprint")}
+        method = next((name for name in ("rlp", "rlmt") if name in found), "rlp")
+        return {"method": method, "settings": found.get(method), "fingerprint": found.get("fingerprint")}
     return {}
 
 
 def _alarm(entry: Entry) -> Entry:
     return {"step": number(entry.get("step")), "alarm": str(entry.get("alarm", ""))}
-
-
-def _replayed(log: Mapping[float, Entry]) -> list[Entry]:
-    """What the alarms say of a log whose run did not ask them, or that left no file because there were none."""
-    alarms = Alarms()
-    said: list[Entry] = []
-    for step, entry in log.items():
-        metrics = {name.removeprefix("rlp/"): number(value) for name, value in entry.items()}
-        said += [{"step": step, "alarm": alarm} for alarm in alarms(metrics)]
-    return said
 
 
 def _json(path: Path) -> Entry:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rl_think_ext.report import curves, facts, headline, pictures, samples, strip, text, thoughts
+from rl_think_ext.report import curves, facts, headline, pictures, samples, strip, text, thoughts, tiles
 from rl_think_ext.report.folder import Folder
+from rl_think_ext.report.kinds import RLMT, RLP
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Scorable samples from the end of a run that a colour strip may be made of.
@@ -31,17 +32,23 @@ def render(folders: Sequence[Folder]) -> str:
         .render(
             style=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
             markup=Markup,
+            title=" and ".join(dict.fromkeys(folder.kind.name for folder in folders)) + " report",
             folders=list(zip(labels, folders, strict=True)),
             ledes=[_lede(folder) for folder in folders],
-            tiles=headline.tiles(known),
+            tiles=tiles.tiles(known),
             sources=known,
-            unmeasured=[label for label, found in measured if found is None],
+            unmeasured=[
+                label
+                for (label, found), folder in zip(measured, folders, strict=True)
+                if found is None and folder.kind.quantities
+            ],
             ask_for_tables=_ASK_FOR_TABLES,
             pictures=[*pictures.along(folders, labels), *drawn],
             missing=missing,
             is_thinned=any(curve.is_thinned for figure in figures for curve in figure.curves),
             strips=_strips(folders, labels),
-            thoughts=[(label, _thoughts(folder)) for label, folder in zip(labels, folders, strict=True)],
+            thoughts=[(label, folder, _thoughts(folder)) for label, folder in zip(labels, folders, strict=True)],
+            unscored=[(label, folder, _unscored(folder)) for label, folder in zip(labels, folders, strict=True)],
             tables=facts.tables(folders),
         )
     )
@@ -99,22 +106,40 @@ def _lede(folder: Folder) -> str:
     data = text.plain(dataset["name"]) if dataset.get("name") else "its data"
     rows = f" ({text.plain(dataset['num_rows'])} rows)" if dataset.get("num_rows") else ""
     steps = f", logged up to step {folder.last_step:,.0f}" if folder.last_step is not None else ", nothing logged"
-    return f"{str(info.get('method') or 'rlp').upper()} of {model} on {data}{rows}{steps}."
+    return f"{folder.kind.name} of {model} on {data}{rows}{_judge(folder)}{steps}."
+
+
+def _judge(folder: Folder) -> str:
+    """Who scores, where it is not the policy itself."""
+    settings = folder.info.get("settings")
+    if folder.kind is not RLMT or not isinstance(settings, Mapping) or not settings.get("reward_model"):
+        return ""
+    return f", answers scored by {text.bounded(text.plain(settings['reward_model']), 90, 0)}"
 
 
 def _strips(folders: Sequence[Folder], labels: Sequence[str]) -> list[tuple[str, strip.Strips, str]]:
     """The colour strips of each folder, and which steps they are of."""
-    found = [samples.offline(f) if f.offline else samples.last(f, _STRIP_SAMPLES) for f in folders]
+    found = [samples.offline(f) if f.offline else _along(f) for f in folders]
     made = strip.on_one_scale([strip.strips(one) for one in found])
     when = ["" if f.offline else samples.steps_of(one) for f, one in zip(folders, found, strict=True)]
     return list(zip(labels, made, when, strict=True))
+
+
+def _along(folder: Folder) -> list[samples.Sample]:
+    """Samples for the colour strips: only RLP's have a place in a text."""
+    return samples.last(folder, _STRIP_SAMPLES) if folder.kind is RLP else []
 
 
 def _thoughts(folder: Folder) -> list[thoughts.Pair]:
     if folder.offline:
         return thoughts.alone(samples.offline(folder), "sampled")
     pairs = thoughts.held_out(folder.measured) if folder.measured is not None else []
-    if pairs or not folder.tables:
+    if pairs or not folder.tables or not folder.kind.quantities:
         return pairs
     first, final = samples.ends(folder, headline.LEAST_SAMPLES)
     return thoughts.matched(first, final) if first else thoughts.alone(final, "at the end")
+
+
+def _unscored(folder: Folder) -> list[thoughts.Said]:
+    """RLMT's outputs that the reward model gave no score: what the form is missing is read off them."""
+    return thoughts.unscored(samples.last(folder, headline.LEAST_SAMPLES)) if folder.kind is RLMT else []

@@ -64,6 +64,8 @@ def _value(value: float, spec: Spec) -> str:
         return text.percent(value)
     if spec.unit == "nats":
         return f"{value:.2f}".replace("-", text.MINUS)
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", text.MINUS)
     return f"{value:.3g}".replace("-", text.MINUS)
 
 

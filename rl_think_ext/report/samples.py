@@ -7,33 +7,58 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl_think_ext.errors import UserError
+from rl_think_ext.methods.interval import FEW
 from rl_think_ext.report.folder import Folder
+from rl_think_ext.report.kinds import RLMT
 from rl_think_ext.report.text import number
 
-_COLUMNS = ("step", "prompt", "completion", "rlp", "advantage")
+_COLUMNS = ("step", "prompt", "completion", "rlp", "rlmt", "advantage")
+_OWN = ("rlp/", "rlmt/")
 _OFFLINE = "id document position context target thought gain accuracy baseline_accuracy baseline unscorable".split()
 # Tables of one end of a run, at the most: rows of text are large.
 _MOST_TABLES, _MOST_ROWS = 50, 20_000
 
 
 class Sample(NamedTuple):
-    """One thought and what it was worth; None is unknown, never 0.
+    """One output and what it was worth; None is unknown, never 0.
 
-    `gain` is against the frozen start where that was logged, otherwise the reward. `direct` is the log-prob of the
-    target without the thought, nats: how hard the place is.
+    RLP: `value` is the gain against the frozen start where that was logged, otherwise the reward, and `text` the
+    thought. `direct` is the log-prob of the target without the thought, nats: how hard the place is.
+
+    RLMT: `value` is the reward model's score, `text` the answer, or the whole output where none was taken out of it;
+    `context` is the prompt. `paid` is the reward that the trainer was given.
     """
 
     id: str
     context: str
     target: str
-    thought: str
-    gain: float | None
+    text: str
+    value: float | None
     accuracy: float | None = None
     baseline_accuracy: float | None = None
     direct: float | None = None
     reason: str | None = None
     step: float | None = None
     frozen: bool = True
+    thought: str | None = None
+    answer: str | None = None
+    status: str | None = None
+    paid: float | None = None
+
+    @property
+    def has_form(self) -> float | None:
+        """1.0 where an output of RLMT has the right form, 0.0 where not."""
+        return None if self.status is None else float(self.status == "ok")
+
+    @property
+    def thought_length(self) -> float | None:
+        """Characters of RLMT's thought, where there is one."""
+        return None if self.thought is None else float(len(self.thought))
+
+    @property
+    def answer_length(self) -> float | None:
+        """Characters of RLMT's answer, where there is one."""
+        return None if self.answer is None else float(len(self.answer))
 
     @property
     def place(self) -> tuple[str, int | None]:
@@ -45,10 +70,11 @@ class Sample(NamedTuple):
 def ends(folder: Folder, least: int) -> tuple[list[Sample], list[Sample]]:
     """The first and the last samples of a run, at least `least` scorable ones from each end where there are so many.
 
+    RLMT's are of at least FEW prompts, too: what a prompt can be worth differs more than what its outputs are worth.
     The two never share a table; of a single table the first is empty.
     """
-    half = len(folder.tables) // 2
-    return _take(folder.tables[:half], least), _take(folder.tables[half:][::-1], least)
+    half, texts = len(folder.tables) // 2, FEW if folder.kind is RLMT else 1
+    return _take(folder.tables[:half], least, texts), _take(folder.tables[half:][::-1], least, texts)
 
 
 def last(folder: Folder, least: int) -> list[Sample]:
@@ -64,17 +90,19 @@ def steps_of(samples: Sequence[Sample]) -> str:
     return f"step {steps[0]:,.0f}" if len(steps) == 1 else f"steps {steps[0]:,.0f} to {steps[-1]:,.0f}"
 
 
-def _take(tables: Iterable[tuple[int, Path]], least: int) -> list[Sample]:
+def _take(tables: Iterable[tuple[int, Path]], least: int, texts: int = 1) -> list[Sample]:
+    """The samples of as many tables as it takes for `least` scorable ones of `texts` contexts."""
     found: list[Sample] = []
     for _, path in list(tables)[:_MOST_TABLES]:
         found += table(path)
-        if sum(sample.gain is not None for sample in found) >= least or len(found) > _MOST_ROWS:
+        known = [sample.context for sample in found if sample.value is not None]
+        if (len(known) >= least and len(set(known)) >= texts) or len(found) > _MOST_ROWS:
             break
     return found
 
 
 def table(path: Path) -> list[Sample]:
-    """The samples of one completions table of TRL.
+    """The samples of one completions table of TRL, of RLP or of RLMT as its columns say.
 
     Raises:
         UserError: not a Parquet file, or no completions in it.
@@ -86,11 +114,13 @@ def table(path: Path) -> list[Sample]:
         names = pq.read_schema(path).names
         # The prompt repeats the context, and is as long.
         wanted = [n for n in _COLUMNS if n in names and not (n == "prompt" and "rlp/context" in names)]
-        rows = pq.read_table(path, columns=wanted + [n for n in names if n.startswith("rlp/")]).to_pylist()
+        rows = pq.read_table(path, columns=wanted + [n for n in names if n.startswith(_OWN)]).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file that can be read: {error}; take it away, or restore it") from error
     if "completion" not in names:
         raise UserError(f"{path} has no column `completion`; TRL writes it with `log_completions: true`")
+    if "rlmt" in names or "rlmt/status" in names:
+        return [_output(row) for row in rows]
     # With `frozen_gain: false` the column is there, and empty.
     frozen = any(number(row.get("rlp/frozen_gain")) is not None for row in rows)
     gain = "rlp/frozen_gain" if frozen else "rlp/gain" if "rlp/gain" in names else "rlp"
@@ -105,8 +135,8 @@ def _sample(row: Mapping[str, Any], gain: str) -> Sample:
         id=str(row.get("rlp/id") or (context if context is not None else prompt)),
         context=prompt if context is None else str(context),
         target=str(row.get("rlp/target") or ""),
-        thought=_text(row.get("completion")),
-        gain=number(row.get(gain)),
+        text=_text(row.get("completion")),
+        value=number(row.get(gain)),
         accuracy=number(row.get("rlp/accuracy")),
         baseline_accuracy=number(row.get("rlp/baseline_accuracy")),
         direct=number(row.get("rlp/baseline")) if direct is None else direct,
@@ -114,6 +144,31 @@ def _sample(row: Mapping[str, Any], gain: str) -> Sample:
         step=number(row.get("step")),
         frozen=gain == "rlp/frozen_gain",
     )
+
+
+def _output(row: Mapping[str, Any]) -> Sample:
+    """An output of RLMT; its prompt stands for its row, which the table does not name."""
+    prompt = _chat(row.get("prompt"))
+    thought, answer, status = (row.get(f"rlmt/{name}") for name in ("thought", "answer", "status"))
+    return Sample(
+        id=prompt,
+        context=prompt,
+        target="",
+        text=_text(row.get("completion")) if answer is None else str(answer),
+        value=number(row.get("rlmt/score")),
+        reason=row.get("rlmt/unscorable"),
+        step=number(row.get("step")),
+        thought=None if thought is None else str(thought),
+        answer=None if answer is None else str(answer),
+        status=None if status is None else str(status),
+        paid=number(row.get("rlmt")),
+    )
+
+
+def _chat(value: Any) -> str:
+    """A prompt as text; of a conversation of several messages each with its role."""
+    said = [m for m in value if isinstance(m, Mapping)] if isinstance(value, (list, tuple)) else []
+    return "\n".join(f"{m.get('role')}: {m.get('content') or ''}" for m in said) if len(said) > 1 else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -158,8 +213,8 @@ def _offline_sample(row: Mapping[str, Any]) -> Sample:
         id=f"{row.get('document')}:{row.get('position')}",
         context=str(row.get("context") or ""),
         target=str(row.get("target") or ""),
-        thought=_text(row.get("thought")),
-        gain=number(row.get("gain")),
+        text=_text(row.get("thought")),
+        value=number(row.get("gain")),
         accuracy=number(row.get("accuracy")),
         baseline_accuracy=number(row.get("baseline_accuracy")),
         direct=number(row.get("baseline")),

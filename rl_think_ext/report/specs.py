@@ -1,4 +1,7 @@
-"""Which metrics are drawn together, what each figure is called, and what to look for in it."""
+"""Which metrics are drawn together, what each figure is called, and what to look for in it: what all methods share.
+
+A method's own figures stand in specs_rlp.py and specs_rlmt.py.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spec:
-    """A figure: its series by metric and label, a unit, what to look for, and whether 0 or 1 bound it."""
+    """A figure: its series by metric and label, a unit, what to look for, and whether 0 or 1 bound it.
+
+    With `every`, a prefix and a suffix, its series are all metrics between them, in the log's names; `occurring` leaves
+    out those that were never above 0. `series` is then drawn where there is none, `without` never.
+    """
 
     key: str
     title: str
@@ -16,99 +23,29 @@ class Spec:
     unit: str = ""
     zero: bool = False
     share: bool = False
+    every: tuple[str, str] | None = None
+    occurring: bool = False
+    without: tuple[str, ...] = ()
 
 
-SPECS = (
-    Spec(
-        "gain",
-        "Gain of a thought",
-        (("rlp/gain_frozen", "against the frozen start"), ("rlp/gain", "reward: against the baseline")),
-        "Rises, and the two stay close. A reward far above the gain against the frozen start is a baseline that broke.",
-        "nats",
-        zero=True,
-    ),
-    Spec(
-        "logprobs",
-        "Log-probabilities of the target",
-        (
-            ("rlp/logprob_reasoned", "with the thought"),
-            ("rlp/logprob_baseline", "baseline, without"),
-            ("rlp/logprob_frozen", "frozen start, without"),
-        ),
-        "The top one rises while the others stay where they were. A falling baseline is gain without thinking.",
-        "nats",
-    ),
-    Spec(
-        "accuracy",
-        "Accuracy on the target",
-        (("rlp/accuracy", "with the thought"), ("rlp/baseline_accuracy", "without")),
-        "The share of target tokens that are the most likely token. It should rise with the gain.",
-        share=True,
-    ),
-    Spec(
-        "length",
-        "Length of thoughts",
-        (("rlp/thought_length", "mean"), ("completions/max_length", "longest")),
-        "May move, must not collapse while the gain stands still, nor grow into the cap.",
-        "tokens",
-        zero=True,
-    ),
-    Spec(
-        "entropy",
-        "Entropy of sampling",
-        (("entropy", "per token"),),
-        "Falls as the policy gets surer. At zero there is nothing left to choose from.",
-        "nats",
-        zero=True,
-    ),
-    Spec(
-        "dead",
-        "Groups that teach nothing",
-        (("rlp/zero_variance_groups", "within the scorer's noise"), ("frac_reward_zero_std", "exactly equal")),
-        "Groups whose thoughts are all worth the same: solved, or out of reach; rl-think gain --select drops them.",
-        share=True,
-    ),
-    Spec(
-        "spread",
-        "Spread within a group",
-        (("rlp/gain_spread", "mean standard deviation"), ("rlp/score_noise", "the scorer's noise")),
-        "The signal of a step against its noise: the noise belongs far below.",
-        "nats",
-        zero=True,
-    ),
-    Spec(
-        "closing",
-        "Thoughts that do not end well",
-        (("rlp/unclosed", "not closed"), ("rlp/nested", "a second opening tag")),
-        "Unclosed thoughts were cut off or ended the text: a longer cap, or a lower learning rate.",
-        share=True,
-    ),
-    Spec(
-        "unscorable", "Unscorable samples by reason", (), "Left out, never counted as 0. Near zero is good.", share=True
-    ),
-    Spec(
-        "scoring",
-        "Share of time spent on scoring",
-        (("rlp/scoring_share", "scoring"),),
-        "The rest is sampling and the update.",
-        share=True,
-    ),
-    Spec("loss", "Loss", (("loss", "loss"),), "Near zero by construction; only jumps tell something.", zero=True),
-    Spec("grad", "Norm of the gradient", (("grad_norm", "before clipping"),), "Spikes ask for a lower learning rate."),
-    Spec("rate", "Learning rate", (("learning_rate", "learning rate"),), "The schedule as it was run.", zero=True),
-    Spec(
-        "ema",
-        "Distance of the baseline's weights",
-        (("rlp/ema_distance", "policy − average"),),
-        "How far the average lags.",
-    ),
-    Spec("rewards", "Other rewards", (), "Means of the reward functions beside RLP."),
-    Spec(
-        "eval-gain",
-        "Gain on the evaluation set",
-        (),
-        "Rises with that in training, or the run memorises.",
-        "nats",
-    ),
-    Spec("eval-accuracy", "Accuracy on the evaluation set", (), "The same, for the most likely token.", share=True),
+ENTROPY = Spec(
+    "entropy",
+    "Entropy of sampling",
+    (("entropy", "per token"),),
+    "Falls as the policy gets surer. At zero there is nothing left to choose from.",
+    "nats",
+    zero=True,
+)
+LOSS = Spec("loss", "Loss", (("loss", "loss"),), "Near zero by construction; only jumps tell something.", zero=True)
+GRADIENT = Spec(
+    "grad", "Norm of the gradient", (("grad_norm", "before clipping"),), "Spikes ask for a lower learning rate."
+)
+RATE = Spec("rate", "Learning rate", (("learning_rate", "learning rate"),), "The schedule as it was run.", zero=True)
+REWARDS = Spec(
+    "rewards",
+    "Other rewards",
+    (),
+    "Means of the reward functions beside the method's own.",
+    every=("rewards/", "/mean"),
+    without=("rewards/rlp/mean", "rewards/rlmt/mean"),
 )

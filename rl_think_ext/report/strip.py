@@ -118,7 +118,7 @@ def _scale(gains: Iterable[float | None]) -> float:
 
 
 def _value(samples: Sequence[Sample], text: str) -> Span:
-    known = [sample.gain for sample in samples if sample.gain is not None]
+    known = [sample.value for sample in samples if sample.value is not None]
     reason = next((sample.reason for sample in samples if sample.reason), "no score")
     return Span(text, fmean(known) if known else None, len(samples), None if known else reason)
 

@@ -1,10 +1,10 @@
-"""Thoughts before and after, side by side, chosen by their place and never by their gain."""
+"""Outputs before and after, side by side, chosen by their place and never by what they are worth."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rl_think_ext.report.samples import Sample
@@ -15,19 +15,25 @@ _MOST = 6
 
 @dataclass(frozen=True)
 class Said:
-    """A thought, what it was worth (nats, or None) and when it was said."""
+    """An output, what it was worth (None: nobody knows) and when it was said.
+
+    RLMT's has a `status`; its thought, where it has one, stands apart from its `text`, the answer.
+    """
 
     when: str
     text: str
-    gain: float | None = None
+    value: float | None = None
     reason: str | None = None
     context: str = ""
     target: str = ""
+    status: str | None = None
+    thought: str | None = None
+    paid: float | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A context and its target with thoughts on it; `same` says whether all were said on this very context."""
+    """A context and its target with outputs on it; `same` says whether all were said on this very context."""
 
     context: str
     target: str
@@ -42,7 +48,7 @@ def held_out(measured: Mapping[str, Any]) -> list[Pair]:
     for entry in entries if isinstance(entries, list) else []:
         if isinstance(entry, Mapping):
             said = [
-                Said(when, str(entry.get(when) or ""), number(entry.get(f"{when}_gain")))
+                Said(when, str(entry.get(when) or ""), number(entry.get(f"{when}_gain", entry.get(f"{when}_score"))))
                 for when in ("before", "after")
             ]
             pairs.append(Pair(str(entry.get("context") or ""), str(entry.get("target") or ""), tuple(said)))
@@ -50,11 +56,11 @@ def held_out(measured: Mapping[str, Any]) -> list[Pair]:
 
 
 def matched(first: Sequence[Sample], final: Sequence[Sample]) -> list[Pair]:
-    """The thought of median gain on a context at the beginning, and at the end on the same one or on one as hard."""
+    """The output of median worth on a context at the beginning, and at the end on the same one or on one as hard."""
     before, after = _by_id(first), _by_id(final)
     both = [name for name in before if name in after]
     pairs = [(before[name], after[name], True) for name in _spread(both)]
-    # As hard: the target had nearly the same log-prob without a thought.
+    # As hard: the target had nearly the same log-prob without a thought; of RLMT's prompts the length is known.
     rest = [name for name in after if name not in both]
     for name in _spread([n for n in before if n not in both], _MOST - len(pairs)):
         if rest:
@@ -65,15 +71,25 @@ def matched(first: Sequence[Sample], final: Sequence[Sample]) -> list[Pair]:
 
 
 def alone(samples: Sequence[Sample], when: str) -> list[Pair]:
-    """Thoughts of one measurement: at each of some places the one with the least and the one with the greatest gain."""
+    """Outputs of one measurement: on each of some contexts the one that is worth least, and the one worth most."""
     pairs = []
     for group in _spread(list(_by_id(samples).values())):
         ranked = _ranked(group)
         chosen = [ranked[0], ranked[-1]] if len(ranked) > 1 else ranked
-        names = ("least gain here", "greatest gain here") if len(chosen) > 1 else (when,)
+        what = "gain" if chosen[0].status is None else "score"
+        names = (f"least {what} here", f"greatest {what} here") if len(chosen) > 1 else (when,)
         said = tuple(_said(name, sample) for name, sample in zip(names, chosen, strict=True))
         pairs.append(Pair(group[0].context, group[0].target, said))
     return pairs
+
+
+def unscored(samples: Sequence[Sample]) -> list[Said]:
+    """One output of each reason for which there is no score, the first of each."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        if sample.value is None:
+            first.setdefault(sample.reason or "no score", sample)
+    return [_said("" if s.step is None else f"step {s.step:,.0f}", s) for s in list(first.values())[:_MOST]]
 
 
 def _pair(old: Sequence[Sample], new: Sequence[Sample], same: bool) -> Pair:
@@ -82,7 +98,10 @@ def _pair(old: Sequence[Sample], new: Sequence[Sample], same: bool) -> Pair:
 
 
 def _said(when: str, sample: Sample) -> Said:
-    return Said(when, sample.thought, sample.gain, sample.reason, sample.context, sample.target)
+    said = Said(when, sample.text, sample.value, sample.reason, sample.context, sample.target)
+    # Without an answer the text is the whole output, and the thought in it already.
+    thought = None if sample.answer is None else sample.thought
+    return replace(said, status=sample.status, thought=thought, paid=sample.paid)
 
 
 def _by_id(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
@@ -93,8 +112,8 @@ def _by_id(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 
 def _ranked(group: Sequence[Sample]) -> list[Sample]:
-    """By gain, those without one first."""
-    return sorted(group, key=lambda sample: -math.inf if sample.gain is None else sample.gain)
+    """By worth, those without one first."""
+    return sorted(group, key=lambda sample: -math.inf if sample.value is None else sample.value)
 
 
 def _distance(one: Sample, other: Sample) -> float:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,12 +15,16 @@ from rl_think_ext.cli.doctor import (
     model,
     output,
     place,
+    reward,
+    rlmt,
     trainers,
 )
 from rl_think_ext.cli.doctor.case import BlockedError, Case, Check, Finding, environment, examine, quiet_libraries
 from rl_think_ext.errors import UserError
 
 _RUN_FILE = "Correct the YAML file; `rl-think train --help` lists the settings."
+_SETTINGS = "Correct the settings where they are given."
+_CHATS = "Build the data anew with `rl-think data rlmt` (rlmt-sft, rlmt-dpo), or choose another `dataset_name:`."
 _DATA = "Build the data anew with `rl-think data rlp`, or choose another `dataset_name:`."
 
 # The file comes first, so that its `env:` holds for everything behind it.
@@ -36,15 +41,32 @@ MACHINE = (
     Check("trainers", "plugins", trainers.check_plugins, "Uninstall the plugin."),
     Check("trainers", "data extra", trainers.check_data, "pip install 'rl_think_ext[data]'"),
 )
-RUN = (
-    Check("configuration", "RLP settings", config.check_method, "Correct the settings where they are given."),
-    Check("configuration", "TRL's keys", config.check_arguments, _RUN_FILE),
+KEYS = Check("configuration", "TRL's keys", config.check_arguments, _RUN_FILE)
+MODEL = Check("model", "model", model.check_model, "Correct `model_name_or_path:`.")
+RLP = (
+    Check("configuration", "RLP settings", config.check_method, _SETTINGS),
+    KEYS,
     Check("configuration", "reward_funcs", config.check_other_rewards, "Correct `reward_funcs:`."),
-    Check("model", "model", model.check_model, "Correct `model_name_or_path:`."),
+    MODEL,
     Check("model", "tags", model.check_tags, "Choose or prepare a tokenizer that has the tags."),
     Check("model", "stop", model.check_stop, "Without a stop what follows the thought would be trained as thought."),
     Check("data", "dataset", data.check_dataset, _DATA),
     Check("data", "rows", data.check_rows, _DATA),
+)
+RLMT = (
+    Check("configuration", "RLMT settings", config.check_method, _SETTINGS),
+    KEYS,
+    MODEL,
+    Check(
+        "model", "template", rlmt.check_template, "Give the policy a chat template: `chat_template_path:` in its SFT."
+    ),
+    Check("reward model", "reward model", reward.check_reward_model, "Correct `reward_model:`, or take another one."),
+    Check("reward model", "server", reward.check_server, "Correct `server:` in `rlmt:`."),
+    Check("data", "dataset", data.check_dataset, _CHATS),
+    Check("data", "rows", rlmt.check_dataset_rows, _CHATS),
+    Check("run", "start", rlmt.check_start, "Correct the key that is named."),
+)
+RUN = (
     Check("run", "output_dir", output.check_output, "Choose another `output_dir:`, or give yourself the right."),
     Check("run", "disk", output.check_space, "Choose another `output_dir:`."),
     Check("run", "resume", output.check_resume, "Take `resume_from_checkpoint:` out, or name a checkpoint."),
@@ -60,8 +82,9 @@ class DoctorOptions:
       always         Python, versions against the supported and the tested ones,
                      backends, compiler, devices, trainers, rewards, plugins
       with a file    (of `rl-think train` or `trl grpo`) settings and where each
-                     comes from, TRL's keys, model, tags, stops, dataset, room in
-                     its rows, output folder, disk, checkpoints, sharding
+                     comes from, TRL's keys, model, tags or chat template, stops,
+                     dataset, room in its rows, the reward model and its server's
+                     key, output folder, disk, checkpoints, sharding
 
     Nothing is downloaded, and nothing written but the cache of `datasets`.
 
@@ -74,7 +97,8 @@ class DoctorOptions:
       rl-think doctor                  this machine and environment
       rl-think doctor run.yaml         and all that the run meets at its start
       rl-think doctor --live run.yaml  one row through template, sampler,
-                                       splitter and scorer, id by id
+                                       splitter and scorer, id by id, and what
+                                       a reward model is shown of it
       rl-think doctor run.yaml --json  for a script
     """
 
@@ -85,7 +109,8 @@ class DoctorOptions:
     trace: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the whole trace of what is broken, not its last lines."""
     live: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Sample one thought for one row of the run's dataset and show the ids at every boundary, and the scores."""
+    """Sample one output for one row of the run's dataset and show the ids at every boundary, and the scores. Only this
+    asks a reward model's server."""
     row: int = 0
     """The row of --live, from 0."""
 
@@ -100,30 +125,56 @@ def run(argv: list[str]) -> int:
         return _live(case, options) if options.live else _checked(case, options)
 
 
+def examined(case: Case) -> list[Finding]:
+    """What all checks find that the machine, and the file's method, have."""
+    if not case.path:
+        return examine(case, MACHINE)
+    first = examine(case, (*FILE, *MACHINE))
+    try:
+        own = RLMT if config.file(case).method == "rlmt" else RLP
+    except BlockedError:
+        own = RLP
+    return first + examine(case, (*own, *RUN))
+
+
 def _checked(case: Case, options: DoctorOptions) -> int:
     from rl_think_ext.cli.doctor import view
 
-    findings = examine(case, (*FILE, *MACHINE, *RUN) if case.path else MACHINE)
+    findings = examined(case)
     show = view.as_json if options.json else view.table
     show(findings, options.trace)
     return int(is_broken(findings))
 
 
 def _live(case: Case, options: DoctorOptions) -> int:
-    from rl_think_ext.cli.doctor import live, live_view, view
+    from rl_think_ext.cli.doctor import view
 
-    findings = [finding for finding in examine(case, (*FILE, *MACHINE, *RUN)) if finding.state != "ok"]
+    findings = [finding for finding in examined(case) if finding.state != "ok"]
     if is_broken(findings):
         (view.as_json if options.json else view.table)(findings, options.trace)
         return 1
+    look, show = _livings(config.file(case))
     try:
-        sampled = live.sample(case, options.row)
+        seen = look(case, options.row)
     except BlockedError as error:
         raise UserError(
             f"--live needs {error}, which is not on this machine: `rl-think doctor {case.path}` says how to get it"
         ) from error
-    (live_view.as_json if options.json else live_view.show)(sampled)
+    show(seen, options.json)
     return 0
+
+
+def _livings(it: config.File) -> tuple[Callable[[Case, int], Any], Callable[[Any, bool], None]]:
+    """What takes a row of this kind of run through its parts, and what shows it."""
+    if it.method == "rlp":
+        from rl_think_ext.cli.doctor import live, live_view
+
+        return live.sample, lambda seen, json: (live_view.as_json if json else live_view.show)(seen)
+    from rl_think_ext.cli.doctor import live_rlmt, live_rlmt_view, live_supervised
+
+    if it.trainer == "grpo":
+        return live_rlmt.sample, live_rlmt_view.show
+    return live_supervised.look, live_rlmt_view.show_example
 
 
 def is_broken(findings: list[Finding]) -> bool:

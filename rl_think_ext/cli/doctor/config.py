@@ -8,29 +8,36 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, Literal, NamedTuple
 
 from rl_think_ext import settings
-from rl_think_ext.cli.doctor.case import Case, Finding, failure, once
+from rl_think_ext.cli.doctor.case import BlockedError, Case, Finding, failure, once
 from rl_think_ext.cli.doctor.trainers import trl
+from rl_think_ext.cli.train import METHODS, TRAINERS, method_of
 from rl_think_ext.errors import UserError
-from rl_think_ext.methods.rlp import RLPConfig
 
+# The rewards by the names that a file uses, and the method of each.
+REWARDS = {f"rl_think_ext.trl.{name}": name for name in METHODS}
 REWARD = "rl_think_ext.trl.rlp"
 # argparse speaks of options, the file has keys.
 _ARGUMENT, _KEY = r"argument --(\w+)\S*:", r"`\1`:"
 
 
 class File(NamedTuple):
-    """A YAML file: TRL's keys, the `rl_think:` block apart, the variables of `env:`, and the command it is for."""
+    """A YAML file: TRL's keys, the `rl_think:` block apart, the variables of `env:`, and the command it is for.
+
+    `method` is "rlp" or "rlmt", `trainer` what the block says: nobody has looked whether there is such a one.
+    """
 
     path: str
     keys: dict[str, Any]
     block: Any
     env: dict[str, str]
     command: Literal["rl-think train", "trl grpo"]
+    method: str = "rlp"
+    trainer: str = "grpo"
 
     @property
     def stock(self) -> bool:
@@ -58,29 +65,41 @@ def file(case: Case) -> File:
     rewards, env = keys.get("reward_funcs") or [], keys.pop("env", None) or {}
     if not isinstance(env, Mapping):
         raise UserError(f"{case.path}: `env:` holds {env!r}; expected `NAME: value` lines")
-    named = REWARD in ([rewards] if isinstance(rewards, str) else rewards)
+    named = [REWARDS[name] for name in ([rewards] if isinstance(rewards, str) else rewards) if name in REWARDS]
     # The variable is read by nothing but the stock command; the reward may be a subclass under a name of its own.
     stock = "rl_think" not in keys and (named or settings.ENVIRONMENT in env)
     block = keys.pop("rl_think", None) or {}
     names = {str(name): str(value) for name, value in env.items()}
-    return File(case.path, keys, block, names, "trl grpo" if stock else "rl-think train")
+    if stock:
+        return File(case.path, keys, block, names, "trl grpo", named[0] if named else _method_of_variable(names))
+    given = block if isinstance(block, Mapping) else {}
+    method = "rlmt" if "rlmt" in given else "rlp"
+    return File(case.path, keys, block, names, "rl-think train", method, str(given.get("trainer", "grpo")))
+
+
+def _method_of_variable(env: Mapping[str, str]) -> str:
+    """The method whose settings RL_THINK_CONFIG holds, where the reward's name does not say it."""
+    value = env.get(settings.ENVIRONMENT, "")
+    try:
+        block = settings.read_file(value) if os.path.isfile(value) else settings.read_yaml(value, value)
+    except UserError:
+        return "rlp"  # whoever needs the settings names the fault
+    return next((name for name in METHODS if name in block), "rlp")
 
 
 @once("the block of settings")
-def method(case: Case) -> tuple[RLPConfig, dict[str, Any], str]:
-    """RLP's settings, those that were given, and where they were given.
+def method(case: Case) -> tuple[Any, dict[str, Any], str]:
+    """The method's settings, those that were given, and where they were given.
 
     Raises:
         UserError: a key, type or value that does not fit, or a file that is not there.
     """
     it = file(case)
     if it.stock:
-        given, where = settings.from_environment("rlp")
-    else:
-        if not isinstance(it.block, Mapping):
-            raise UserError(f"{it.path}: `rl_think:` holds {it.block!r}; expected `rlp:` and its settings below it")
-        given, where = settings.method_block(it.block, "rlp", f"{it.path}: rl_think"), f"{it.path}, rl_think: rlp"
-    return settings.build(RLPConfig, given, where), given, where
+        given, where = settings.from_environment(it.method)
+        return settings.build(METHODS[it.method], given, where), given, where
+    _, config = method_of(it.block, it.path)
+    return config, dict(it.block.get(it.method) or {}), f"{it.path}, rl_think: {it.method}"
 
 
 @once("the set of TRL's arguments")
@@ -91,10 +110,11 @@ def arguments(case: Case) -> Arguments:
         UserError: an unknown key, or a value that TRL does not take.
     """
     it = file(case)
-    # By name: whether they can be imported is one of the questions, and only the door may depend on trl.
-    module, script = trl(case), import_module("trl.scripts.grpo").GRPOScriptArguments
-    ours = import_module("rl_think_ext.trl").ThinkGRPOConfig
-    kinds = (script, module.GRPOConfig if it.stock else ours, module.ModelConfig, module.DatasetMixtureConfig)
+    if it.trainer not in TRAINERS:
+        raise BlockedError("`trainer:`")
+    module = trl(case)
+    script, config = _kinds(module, it)
+    kinds = (script, config, module.ModelConfig, module.DatasetMixtureConfig)
     known = {f.name for kind in kinds for f in dataclasses.fields(kind)}
     if it.stock and not known >= it.keys.keys():
         known |= _launch_keys()
@@ -114,6 +134,18 @@ def arguments(case: Case) -> Arguments:
             said_so = "bf16 (TRL's default) needs a GPU, and torch sees none: say `bf16: false`, and `use_cpu: true`"
         raise UserError(f"{it.path}: {said_so}") from error
     return Arguments(*parsed[:3])
+
+
+def _kinds(module: Any, it: File) -> tuple[Any, Any]:
+    """The script's and the trainer's dataclasses that the command would fill."""
+    # By name: whether they can be imported is one of the questions, and only the door may depend on trl.
+    if it.trainer != "grpo":
+        supervised = import_module("rl_think_ext.trl.rlmt_supervised")
+        return module.ScriptArguments, supervised.ThinkSFTConfig if it.trainer == "sft" else supervised.ThinkDPOConfig
+    script, ours = import_module("trl.scripts.grpo").GRPOScriptArguments, import_module("rl_think_ext.trl")
+    if it.stock:
+        return script, module.GRPOConfig
+    return script, ours.ThinkGRPOConfig if it.method == "rlp" else ours.RLMTGRPOConfig
 
 
 def _launch_keys() -> set[str]:
@@ -146,7 +178,7 @@ def check_method(case: Case) -> Iterator[Finding]:
     mark = settings.fingerprint(config)
     nothing = f"{settings.ENVIRONMENT} is not set" if where == "defaults" else f"nothing in {where}"
     from_where = f"From {where}: {_listed(shown)}. By default: " if shown else f"All by default ({nothing}): "
-    yield Finding("ok", "RLP settings", f"{from_where}{_listed(rest)}. Fingerprint {mark}.")
+    yield Finding("ok", f"{file(case).method.upper()} settings", f"{from_where}{_listed(rest)}. Fingerprint {mark}.")
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -166,20 +198,21 @@ def check_arguments(case: Case) -> Iterator[Finding]:
     ]
     for name in missing:
         yield Finding("broken", name, f"{file(case).path} does not say `{name}:`.", f"Add `{name}: …` to it.")
-    from rl_think_ext.trl import checks
+    if file(case).method == "rlp":
+        from rl_think_ext.trl import checks
 
-    for text in checks.check_settings(args.args):
-        key = text.partition(":")[0].partition(" ")[0]
-        yield Finding("warn", key, f"{text}.", f"Change `{key}:` in {file(case).path}, or know why you want it.")
+        for text in checks.check_settings(args.args):
+            key = text.partition(":")[0].partition(" ")[0]
+            yield Finding("warn", key, f"{text}.", f"Change `{key}:` in {file(case).path}, or know why you want it.")
     if not missing:
-        kind = "GRPOConfig" if file(case).stock else "ThinkGRPOConfig"
+        kind = type(args.args).__name__
         found = f"All are known and none is refused; what {file(case).path} does not say is a default of {kind}."
         yield Finding("ok", "TRL's keys", found)
 
 
 def check_other_rewards(case: Case) -> Iterator[Finding]:
     """Rewards beside the gain can be imported, and stand where an unscorable sample is no 0."""
-    stock, rewards = file(case).stock, list(arguments(case).script.reward_funcs or [])
+    stock, rewards = file(case).stock, reward_names(case)
     gains = [name for name in rewards if name == REWARD or (stock and _is_gain(name))]
     names = [name for name in rewards if name not in gains]
     others = names + gains[1:]
@@ -191,16 +224,27 @@ def check_other_rewards(case: Case) -> Iterator[Finding]:
         yield Finding("broken", "reward_funcs", found, f"Use `rl-think train`, or {gains[0]} alone.")
     elif stock and gains != [REWARD]:
         yield Finding("ok", "reward_funcs", f"The reward {gains[0]} is built on RLP's gain and can be imported.")
+    yield from check_imports(names)
+
+
+def reward_names(case: Case) -> list[str]:
+    """The names under `reward_funcs:`."""
+    given = getattr(arguments(case).script, "reward_funcs", None) or []
+    return [given] if isinstance(given, str) else list(given)
+
+
+def check_imports(names: Iterable[str]) -> Iterator[Finding]:
+    """Whether each further reward can be imported."""
     for name in names:
         try:
-            _reward(name)
+            reward(name)
         except (Exception, SystemExit) as error:  # noqa: BLE001
             yield failure("reward_funcs", error, "Correct `reward_funcs:`.", f"The reward {name} raises ")
         else:
             yield Finding("ok", "reward_funcs", f"The further reward {name} can be imported.")
 
 
-def _reward(name: str) -> Any:
+def reward(name: str) -> Any:
     """What `reward_funcs:` names; as the commands do, modules of the current folder are found too."""
     module, _, attribute = name.rpartition(".")
     if module and os.getcwd() not in sys.path:
@@ -213,6 +257,6 @@ def _is_gain(name: str) -> bool:
     from rl_think_ext.trl.rlp_reward import InformationGain
 
     try:
-        return isinstance(_reward(name), InformationGain)
+        return isinstance(reward(name), InformationGain)
     except (Exception, SystemExit):  # noqa: BLE001
         return False

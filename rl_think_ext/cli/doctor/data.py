@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from rl_think_ext.cli.doctor.case import BlockedError, Case, Finding, once
-from rl_think_ext.cli.doctor.config import arguments, method
+from rl_think_ext.cli.doctor.config import arguments, file, method
 from rl_think_ext.cli.doctor.model import NotCachedError, local_folder, positions, tokenizer
 from rl_think_ext.data.reader import Reader
 from rl_think_ext.errors import UserError
@@ -31,11 +31,21 @@ def rows(case: Case) -> Any:
     size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     streamed = bool(script.dataset_streaming) or size > _LOADED_WHOLE
     with quiet_datasets():
-        splits = load_rows(str(place), script.dataset_config, streamed)
+        splits = load_rows(str(place), script.dataset_config, streamed, **_wanted(case))
     split = script.dataset_train_split
     if split not in splits:
         raise UserError(f"{script.dataset_name} has no split `{split}`; there are {', '.join(splits)}")
     return splits[split]
+
+
+def _wanted(case: Case) -> dict[str, Any]:
+    """The columns that the run needs, and what builds them."""
+    if file(case).method == "rlp":
+        return {}
+    from rl_think_ext.trl.rlmt_launch import _BUILT_BY, _COLUMNS
+
+    kind: Any = file(case).trainer
+    return {"required": _COLUMNS[kind], "built_by": _BUILT_BY[kind]}
 
 
 @contextmanager

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from rl_think_ext.scoring.gain import GainScorer, Rollout
 
+# GRPOTrainer's arguments that it hands on to `generate`.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+
 
 @dataclass(frozen=True)
 class Target:
@@ -69,14 +72,14 @@ def sample(case: Case, number: int) -> Live:
         UserError: no such row, or a row, model or tokenizer that cannot be used.
     """
     it, args, config = file(case), arguments(case).args, method(case)[0]
-    read, row = reader(case), _row(case, number)
+    read, row = reader(case), row_of(case, number)
     where = f"row {row.get('id') or number}"
     context, target = read.context(row, where), read.target(row, where)
     prompt = read.prompt(row, context, where)
     # The stock trainer encodes the prompt's text, whatever ids the row brings.
     shown = tuple(read.tokenizer(row["prompt"])["input_ids"]) if it.stock else prompt
-    model, ends = _model(case), _ends(case)
-    completion = _generate(model, shown, _sampler(case, ends), args.seed + number)
+    model, ends = policy(case), ends_of(case)
+    completion = generate(model, shown, _sampler(case, ends), args.seed + number)
     closing = canonical_closing(completion, read.tags, read.tokenizer)
     thought = close_thought(closing, read.tags, ends, config.elicit == "prefill")
     from rl_think_ext.scoring.gain import Rollout
@@ -102,7 +105,12 @@ def sample(case: Case, number: int) -> Live:
     )
 
 
-def _row(case: Case, number: int) -> Mapping[str, Any]:
+def row_of(case: Case, number: int) -> Mapping[str, Any]:
+    """A row of the run's dataset.
+
+    Raises:
+        UserError: no such row.
+    """
     there = rows(case)
     if number < 0 or (hasattr(there, "__len__") and number >= len(there)):
         raise UserError(f"--row {number}: the dataset has the rows 0 to {len(there) - 1}")
@@ -112,7 +120,8 @@ def _row(case: Case, number: int) -> Mapping[str, Any]:
     return dict(found)
 
 
-def _model(case: Case) -> Any:
+def policy(case: Case) -> Any:
+    """The policy with its weights, where the run would compute."""
     import torch
 
     from rl_think_ext.scoring.load import load_model
@@ -123,7 +132,7 @@ def _model(case: Case) -> Any:
     return model.to("cuda" if torch.cuda.is_available() and not given.args.use_cpu else "cpu")
 
 
-def _ends(case: Case) -> list[int]:
+def ends_of(case: Case) -> list[int]:
     """The ids at which the trainer's sampler would end; ThinkGRPOTrainer adds the closing tag."""
     ends, tags = stops(case), TagIds.of(tokenizer(case))
     return [*ends, *(i for i in tags.close if tags.single and not file(case).stock and i not in ends)]
@@ -132,14 +141,13 @@ def _ends(case: Case) -> list[int]:
 def _sampler(case: Case, ends: list[int]) -> dict[str, Any]:
     """GRPOTrainer's arguments of `generate`; vLLM's stop string becomes transformers' own."""
     args, coder = arguments(case).args, tokenizer(case)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
-    chosen = {name: getattr(args, name) for name in names}
+    chosen = {name: getattr(args, name) for name in SAMPLING}
     given = {"stop_strings": [CLOSE_TAG], "tokenizer": coder} if args.use_vllm else args.generation_kwargs or {}
     ids = {"eos_token_id": ends, "pad_token_id": coder.pad_token_id, "bos_token_id": coder.bos_token_id}
     return {"do_sample": True, "max_new_tokens": args.max_completion_length, **ids, **chosen, **given}
 
 
-def _generate(model: Any, prompt: Sequence[int], sampler: Mapping[str, Any], seed: int) -> list[int]:
+def generate(model: Any, prompt: Sequence[int], sampler: Mapping[str, Any], seed: int) -> list[int]:
     """The ids of one sampled completion; the global random state is left alone."""
     import torch
 

@@ -25,7 +25,7 @@ _STATUS = {
 }
 
 
-def as_json(live: Live) -> None:
+def as_json(live: Any) -> None:
     """Print the record; a log-prob that is not finite is null."""
     print(json.dumps(_plain(dataclasses.asdict(live)), indent=2, ensure_ascii=False))
 
@@ -40,18 +40,18 @@ def _plain(value: Any) -> Any:
 
 def show(live: Live) -> None:
     """Print the parts with their ids, the status, the targets' log-probs, the gain, and the boundaries."""
-    print(_wrapped(f"{live.row} of {live.source}"))
-    print(_wrapped(f"sampled: {live.sampler}"))
+    print(wrapped(f"{live.row} of {live.source}"))
+    print(wrapped(f"sampled: {live.sampler}"))
     print("\nid:token, every boundary of what is scored (␣ is a space)")
     for part in live.parts:
         print(part_lines(part))
-    print(f"\n{_wrapped(status(live))}")
+    print(f"\n{wrapped(status(live))}")
     print(f"\nlog-prob in nats of the target ({live.method})")
     for line in target_lines(live):
         print(line)
     print("\nboundaries")
     for remark in live.remarks:
-        print(_wrapped(remark.text, "! " if remark.moves else "  "))
+        print(wrapped(remark.text, "! " if remark.moves else "  "))
 
 
 def part_lines(part: Part) -> str:
@@ -86,5 +86,6 @@ def target_lines(live: Live) -> list[str]:
     return [heads, *rows, end] if rows else [end]
 
 
-def _wrapped(text: str, first: str = "") -> str:
+def wrapped(text: str, first: str = "") -> str:
+    """A text at 80 columns, with a mark before its first line."""
     return textwrap.fill(text, _WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)

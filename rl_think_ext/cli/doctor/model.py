@@ -109,10 +109,19 @@ def num_weights(case: Case) -> int:
     Raises:
         UserError: a file that is not whole.
     """
+    return count_weights(folder(case))
+
+
+def count_weights(place: Path) -> int:
+    """Numbers in the safetensors of a folder, from the headers alone.
+
+    Raises:
+        UserError: a file that is not whole.
+    """
     from safetensors import SafetensorError, safe_open
 
     total = 0
-    for path in sorted(folder(case).glob("*.safetensors")):
+    for path in sorted(place.glob("*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as weights:
                 shapes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
@@ -142,12 +151,21 @@ def check_model(case: Case) -> Iterator[Finding]:
     yield Finding("ok", "model", f"{name}: {config.model_type}, {millions:,.1f} M weights in safetensors, {size}.")
 
 
+def outgrown(case: Case, name: str) -> list[Finding]:
+    """The finding that the tokenizer has more entries than the model, or none."""
+    entries, rows = len(tokenizer(case)), vocabulary(case)
+    if rows is None or entries <= rows:
+        return []
+    found = f"The tokenizer has {entries:,} entries, the model an embedding for {rows:,}: an added token has none."
+    todo = "model.resize_token_embeddings(len(tokenizer)), train those, save both."
+    return [Finding("broken", name, found, todo)]
+
+
 def check_tags(case: Case) -> Iterator[Finding]:
     """Whether each tag is one token, and what follows for sampling."""
-    tags, entries, rows = TagIds.of(tokenizer(case)), len(tokenizer(case)), vocabulary(case)
-    if rows is not None and entries > rows:
-        found = f"The tokenizer has {entries:,} entries, the model an embedding for {rows:,}: an added token has none."
-        yield Finding("broken", "tags", found, "model.resize_token_embeddings(len(tokenizer)), train those, save both.")
+    tags = TagIds.of(tokenizer(case))
+    if faults := outgrown(case, "tags"):
+        yield from faults
         return
     ids = f"{OPEN_TAG} is {list(tags.open)}, {CLOSE_TAG} is {list(tags.close)}"
     if tags.single:

@@ -39,7 +39,7 @@ def check_space(case: Case) -> Iterator[Finding]:
     args = arguments(case).args
     there = nearest(Path(args.output_dir))
     free, numbers = shutil.disk_usage(there).free, num_weights(case)
-    copies = 3 + len(method(case)[0].averages)
+    copies = 3 + len(averages(case))
     kept = 0 if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no" else args.save_total_limit or 2
     # float32 throughout; with an adapter only its few weights are written.
     needed = 4 * numbers * (1 + kept * copies)
@@ -59,9 +59,15 @@ def _size(number: float) -> str:
     return f"{number:,.1f} GB"
 
 
+def averages(case: Case) -> Mapping[str, float]:
+    """The running averages of the weights that the method keeps in its checkpoints: RLMT keeps none."""
+    found: Mapping[str, float] = getattr(method(case)[0], "averages", {})
+    return found
+
+
 def check_resume(case: Case) -> Iterator[Finding]:
     """Which checkpoint the run would go on from, and whether it holds what RLP needs (F18, F19)."""
-    args, config = arguments(case).args, method(case)[0]
+    args = arguments(case).args
     given = str(args.resume_from_checkpoint or "false")
     there = checkpoints(Path(args.output_dir))
     if given.lower() == "false":
@@ -74,7 +80,7 @@ def check_resume(case: Case) -> Iterator[Finding]:
     asked = there if given.lower() == "true" else [Path(given)]
     if not asked:
         raise UserError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir}")
-    faults = [(path, fault(path, config.averages)) for path in asked]
+    faults = [(path, fault(path, averages(case))) for path in asked]
     whole = [path for path, wrong in faults if wrong is None]
     for _, wrong in faults[: faults.index((whole[0], None)) if whole else None]:
         # rl-think train passes a broken checkpoint by; TRL's own command takes the newest, whatever is in it.

@@ -12,7 +12,7 @@ from rl_think_ext.cli.doctor.case import BlockedError, Case, Finding, failure, o
 from rl_think_ext.cli.doctor.place import PACKAGE, version
 
 _DATA = ("datasets", "pyarrow", "nltk", "tqdm")
-REWARDS = ("rlp",)
+REWARDS = ("rlp", "rlmt")
 
 
 @once("trl")
