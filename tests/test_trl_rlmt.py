@@ -389,7 +389,7 @@ def test_what_reaches_vllms_sampling_params(tmp_path, policy_folder, reward_fold
     from rl_think_ext.trl import rlmt_trainer
 
     args = RLMTGRPOConfig(str(tmp_path), use_vllm=True, generation_kwargs={"seed": 1}, **TINY)
-    rlmt_trainer._tell_vllm_to_stop(args, "</response>")
+    rlmt_trainer.tell_vllm_to_stop(args, "</response>")
     taken = {}
 
     def sampling_params(**given):

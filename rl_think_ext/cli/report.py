@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rl_think_ext.errors import UserError
 
-EXAMPLES = """One self-contained HTML file: alarms, gain and accuracy before and after with intervals, curves, the gain
-along the text, thoughts before and after, settings, versions, data. Of two folders: side by side.
+EXAMPLES = """One self-contained HTML file: alarms, gain and accuracy (RLMT: score, form and lengths) before and after
+with intervals, curves, the gain along the text, thoughts and outputs before and after, settings, versions, data. Of
+two folders: side by side.
 
 for example: rl-think report out/rlp
              rl-think report out/rlp out/rlp-lower-rate --output compare.html

@@ -23,8 +23,8 @@ from rl_think_ext.trl.record_callback import RecordCallback
 from rl_think_ext.trl.rows import load_rows
 
 Kind = Literal["sft", "dpo", "grpo"]
-_COLUMNS = {"grpo": ("prompt",), "sft": ("prompt", "answer"), "dpo": ("prompt", "chosen", "rejected")}
-_BUILT_BY = {"grpo": "rl-think data rlmt", "sft": "rl-think data rlmt-sft", "dpo": "rl-think data rlmt-dpo"}
+COLUMNS = {"grpo": ("prompt",), "sft": ("prompt", "answer"), "dpo": ("prompt", "chosen", "rejected")}
+BUILT_BY = {"grpo": "rl-think data rlmt", "sft": "rl-think data rlmt-sft", "dpo": "rl-think data rlmt-dpo"}
 
 
 def train(config: dict[str, Any], rest: list[str], kind: Kind, rlmt: RLMTConfig, where: str) -> Path | None:
@@ -41,8 +41,8 @@ def train(config: dict[str, Any], rest: list[str], kind: Kind, rlmt: RLMTConfig,
         name,
         given.script.dataset_config,
         given.script.dataset_streaming,
-        required=_COLUMNS[kind],
-        built_by=_BUILT_BY[kind],
+        required=COLUMNS[kind],
+        built_by=BUILT_BY[kind],
     )
     rows = split_of(splits, given.script.dataset_train_split, name)
     held_out = split_of(splits, given.script.dataset_test_split, name) if evaluates(args) else None

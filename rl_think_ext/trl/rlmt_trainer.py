@@ -59,7 +59,7 @@ class RLMTTrainer(GRPOTrainer):
             words = read_instruction(self.rlmt.instruction_file)
             processing_class.chat_template = zero_chat_template(self.rlmt.style, words)
         if args.use_vllm and self.rlmt.stop:
-            _tell_vllm_to_stop(args, self.rlmt.stop)
+            tell_vllm_to_stop(args, self.rlmt.stop)
         super().__init__(
             model=model,
             reward_funcs=[self.preference, *(reward for reward in given if reward is not self.preference)],
@@ -93,7 +93,7 @@ class RLMTTrainer(GRPOTrainer):
         return torch.where(missing[..., None], torch.nan, groups).view_as(rewards)
 
 
-def _tell_vllm_to_stop(args: GRPOConfig, text: str) -> None:
+def tell_vllm_to_stop(args: GRPOConfig, text: str) -> None:
     """vLLM reads its stops when it is built; the closing tag belongs to the output and is kept."""
     kwargs = dict(args.generation_kwargs or {})
     stops = kwargs.get("stop") or []

@@ -42,10 +42,10 @@ def _wanted(case: Case) -> dict[str, Any]:
     """The columns that the run needs, and what builds them."""
     if file(case).method == "rlp":
         return {}
-    from rl_think_ext.trl.rlmt_launch import _BUILT_BY, _COLUMNS
+    from rl_think_ext.trl.rlmt_launch import BUILT_BY, COLUMNS
 
     kind: Any = file(case).trainer
-    return {"required": _COLUMNS[kind], "built_by": _BUILT_BY[kind]}
+    return {"required": COLUMNS[kind], "built_by": BUILT_BY[kind]}
 
 
 @contextmanager

@@ -234,9 +234,9 @@ def check_start(case: Case) -> Iterator[Finding]:
 def _tell(run: Any, config: Any) -> None:
     """What RLMTTrainer tells vLLM before it is built."""
     if run.use_vllm and config.stop:
-        from rl_think_ext.trl.rlmt_trainer import _tell_vllm_to_stop
+        from rl_think_ext.trl.rlmt_trainer import tell_vllm_to_stop
 
-        _tell_vllm_to_stop(run.args, config.stop)
+        tell_vllm_to_stop(run.args, config.stop)
 
 
 @contextlib.contextmanager
