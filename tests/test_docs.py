@@ -60,6 +60,7 @@ COMMANDS = (
     Command("pip install"),  # its extras and requirements are read; nothing is installed
     Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),
     Command("make test", "ARGS='--collect-only -q tests/test_segment.py'"),
+    Command("rl-think data rlmt-dpo", "--num-prompts 48 --min-parsed 2", slow=True),
     Command("rl-think data"),
     Command("rl-think doctor run.yaml", slow=True),
     Command("rl-think doctor --live", slow=True),
@@ -75,6 +76,8 @@ COMMANDS = (
     Command("rl-think demo", "--seeds 0 --steps 2 --test-rows 8", slow=True),
     Command("trl grpo --config recipes/rlp/tiny", TINY, slow=True),
     Command("trl grpo --config recipes/rlmt/tiny", RLMT_TINY, slow=True),
+    Command("python -m rl_think_ext.tiny.chat_measure", "--rows 64", slow=True),
+    Command("python -m rl_think_ext.tiny.chat_twins", "--seeds 0 --steps 2", slow=True),
     Command("trl grpo", SMALL, slow=True),
     Command("python examples/lessons/tag_leak.py", "--steps 5", slow=True),
     Command("python examples/lessons/inflated_gain.py", "--steps 5", slow=True),

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, help="steps of every run, in place of the recipes'; for a look")
     parser.add_argument("--output", type=Path, required=True, help="a new folder for the runs and results.json")
     args = parser.parse_args(argv)
     if not RECIPES.is_dir():
@@ -45,19 +46,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output.exists():
         raise UserError(f"{args.output} is there already; say another --output")
     torch.set_num_threads(1)
-    found = {style: twin(style, args.seeds, args.output) for style in STYLES}
+    found = {style: twin(style, args.seeds, args.output, args.steps) for style in STYLES}
     (args.output / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(table(found))
 
 
-def twin(style: Style, seeds: Sequence[int], output: Path) -> dict[str, Any]:
+def twin(style: Style, seeds: Sequence[int], output: Path, steps: int | None = None) -> dict[str, Any]:
     """One twin: base, warm start, and GRPO for every seed, each with what it scores on the test part."""
     base, warm = str(RECIPES / "models/policy"), str(output / f"sft-{style}")
-    seconds = [train("sft.yaml", style, warm)]
+    fewer = {} if steps is None else {"max_steps": str(steps)}
+    seconds = [train("sft.yaml", style, warm, **fewer)]
     runs = []
     for seed in seeds:
         folder = str(output / f"grpo-{style}-{seed}")
-        seconds.append(train("train.yaml", style, folder, model_name_or_path=warm, seed=str(seed)))
+        seconds.append(train("train.yaml", style, folder, model_name_or_path=warm, seed=str(seed), **fewer))
         runs.append(score(folder, style))
         print(json.dumps({"style": style, "seed": seed, **runs[-1]}), flush=True)
     return {"base": score(base, style), "warm": score(warm, style), "grpo": runs, "seconds": seconds}
