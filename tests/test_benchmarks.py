@@ -56,3 +56,17 @@ def test_logprob_refuses_a_pattern_without_cases() -> None:
     done = run("--only", "nothing")
     assert done.returncode == 2
     assert "matches nothing" in done.stderr and CASE in done.stderr
+
+
+@pytest.mark.slow
+def test_reward_model_and_endpoint_quick(tmp_path: Path) -> None:
+    for name, words in {
+        "reward_model": ("--scale", "64", "--rounds", "1"),
+        "endpoint": ("--runs", "1"),
+    }.items():
+        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *words, "--out", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((tmp_path / f"{name}.json").read_text())
+        assert "torch" in json.dumps(record) or name == "endpoint"
+        assert "ours" in done.stdout
