@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.messages import Message
@@ -103,14 +104,18 @@ def render_zero(messages: Sequence[Message], style: Style, instruction: str | No
     return "".join(parts) + "Assistant:"
 
 
-def zero_chat_template(style: Style, instruction: str | None = None) -> str:
+def zero_chat_template(style: Style, instruction: str | None = None, *, tokenizer: Any = None) -> str:
     """The same frame as a Jinja chat template, for `tokenizer.chat_template` (it does not look for tags).
+
+    Of a text a tokenizer writes the BOS, of a chat its template has to: with a `tokenizer` that begins its texts with
+    one this template does, so that both ways give the same ids.
 
     Raises:
         UserError: a style without such a frame.
     """
     words = _literal(zero_instruction(style, instruction) + "\n")
-    return (
+    begins = tokenizer is not None and list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    return ("{{- bos_token -}}" if begins else "") + (
         "{%- set asked = namespace(yet=false) -%}"
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'system' -%}{{ message['content'] + '\\n\\n' }}"

@@ -70,6 +70,25 @@ def zero3_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plan]:
     zero3.unset_hf_deepspeed_config()
 
 
+def test_hazard_12_whole_weights_on_every_rank_of_an_fsdp_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch import distributed
+    from transformers.integrations import is_fsdp_enabled
+
+    # Accelerate's own default for FSDP: only the first rank of a machine reads weights, the others hold zeros.
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true", "LOCAL_RANK": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    chats = conversations(3)
+    wanted = [stock_score(folder, one) for one in chats]
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert is_fsdp_enabled()
+        assert values(LocalRewardModel(config(folder))(chats)) == pytest.approx(wanted, abs=1e-5)
+        assert is_fsdp_enabled(), "the policy's plan is back"
+    finally:
+        distributed.destroy_process_group()
+
+
 def test_hazard_12_whole_weights_inside_a_zero3_run(folder: Path, zero3_run: Plan) -> None:
     chats = conversations(3)
     assert zero3.is_deepspeed_zero3_enabled()

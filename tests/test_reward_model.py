@@ -271,6 +271,16 @@ def test_noise_is_the_largest_difference_in_other_company() -> None:
     assert score.noise(ROWS, moved, len(ROWS)) == pytest.approx(0.25, abs=1e-5)
 
 
+def test_f47_one_row_that_is_looked_at_is_not_the_one_that_cannot_move() -> None:
+    score = RewardForward(reward_network(VOCAB), max_tokens=10**6)
+    rows = [tuple(range(1, 2 + n)) for n in range(20)]
+    scores = score(rows)
+    with forwards(score.model) as seen:
+        score.noise(rows, scores, 1)
+    # The longest row of a batch is computed as if it were alone: its difference says nothing of the others'.
+    assert [tuple(one.ids.shape) for one in seen] == [(1, 10)]
+
+
 def test_noise_of_rows_that_were_alone(folder: Path) -> None:
     model = LocalRewardModel(config(folder, dtype="bfloat16"))
     model(conversations(1))
@@ -315,6 +325,8 @@ def test_hazard_17_long_prompts_are_cut_and_long_answers_unscorable(folder: Path
     assert found[2].value == pytest.approx(stock_score(folder, chats[2]), abs=1e-5)
     assert model.stats["num_cut"] == 1
     assert model.stats["num_cut_tokens"] > 100
+    cut = [score.metrics.get("num_cut", 0) for score in (*found, *model(chats))]
+    assert cut == [model.stats["num_cut_tokens"], 0, 0] * 2, "a score says of its prompt that it was cut, also cached"
     assert len(model.encode(chats[0]).ids) == 64
 
 

@@ -471,6 +471,57 @@ def test_hazard_18_a_template_that_opens_the_thought_is_a_prefilled_one(tmp_path
     assert table_of(trainer)["rlmt/status"] == ["ok", "no_close", "ok", "ok"]
 
 
+THINKS = (
+    "{{ '<|im_start|>assistant\n' + ('<think>\n' if enable_thinking | default(true) else '<think>\n\n</think>\n\n') }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("style", "options", "message"),
+    [
+        ("none", {}, "style none: the chat template ends its prompt with .*enable_thinking: false"),
+        ("none", {"enable_thinking": False}, None),
+        ("think", {"enable_thinking": False}, "style think: .*no thought follows.*enable_thinking: true"),
+        ("think", {}, None),
+    ],
+)
+def test_hazard_18_a_prompt_that_thinks_against_the_style_is_refused(
+    tmp_path, policy_folder, reward_folder, style, options, message
+):
+    class Short(Scripted):
+        said = ("Blue.", "a plan without its end")
+
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ '<|im_start|>assistant\n' }}", THINKS)
+    tokenizer.padding_side = "left"
+    assert "enable_thinking" in tokenizer.chat_template
+    args = RLMTGRPOConfig(str(tmp_path), chat_template_kwargs=options, **TINY)
+    given = {"rlmt": RLMTConfig(style=style, reward_model=str(reward_folder)), "train_dataset": rows()}
+    if message is None:
+        trainer = Short(str(policy_folder), args, processing_class=tokenizer, **given)
+        trainer.train()
+        assert table_of(trainer)["rlmt/status"] == [{"none": "ok", "think": "no_close"}[style]] * 4
+        return
+    with pytest.raises(UserError, match=message):
+        Short(str(policy_folder), args, processing_class=tokenizer, **given)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen"])
+def test_the_frame_of_a_base_model_begins_as_its_texts_do(tmp_path, policy_folder, reward_folder, family):
+    # Llama begins every text with its BOS, Qwen has none; a chat gets what the template writes.
+    tokenizer = reward_tokenizer(family)
+    tokenizer.chat_template = None
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0, "bos_token_id": tokenizer.bos_token_id}
+    model = qwen3(len(tokenizer), max_position_embeddings=512, **ids)
+    config = RLMTConfig(style="response", reward_model=str(reward_folder))
+    args = RLMTGRPOConfig(str(tmp_path), **TINY)
+    trainer = RLMTTrainer(model, args, rlmt=config, processing_class=tokenizer, train_dataset=rows())
+    chats, texts = ([row["prompt"] for row in rows(2)], [render_zero(QUESTION, "response")] * 2)
+    one, other = trainer._tokenize_prompts(chats)[0], trainer._tokenize_prompts(texts)[0]
+    assert one == other
+    assert one[0].count(tokenizer.bos_token_id) == (family == "llama")
+
+
 def test_a_tokenizer_that_hides_its_tags_shows_no_thought(policy_folder, run):
     tokenizer = AutoTokenizer.from_pretrained(policy_folder)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
@@ -479,6 +530,20 @@ def test_a_tokenizer_that_hides_its_tags_shows_no_thought(policy_folder, run):
     read = reader(tokenizer, [tokenizer.eos_token_id], 40)
     assert read(ids).text == "<think>SECRET</think>Blue." and read(ids).finished
     assert not read(ids[:-1] * 20).finished and read([]).finished
+
+
+def test_special_tokens_that_have_no_name_are_no_part_of_an_answer(policy_folder, tmp_path):
+    # As Llama 3 has them: end of a message and end of the text are special, and neither is eos, bos or pad.
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    tokenizer.add_tokens(["<|eom_id|>", "<response>", "</response>"], special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    end = tokenizer.convert_tokens_to_ids("<|eom_id|>")
+    assert end not in tokenizer.all_special_ids
+    read = reader(tokenizer, [tokenizer.eos_token_id, end], 40)
+    for said in ("<think>a</think>Blue.", "<think>a</think><response>Blue.</response>"):
+        ids = [*tokenizer.encode(said, add_special_tokens=False), end]
+        assert (read(ids).text, read(ids).finished) == (said, True)
 
 
 def test_a_turn_that_sampling_does_not_end_is_warned_about(policy_folder):
@@ -522,6 +587,33 @@ def test_the_kernel_gives_the_same_loss(run):
     assert logs(kernel, "loss") == pytest.approx(logs(plain, "loss"), abs=1e-5)
     one, other = dict(plain.model.named_parameters()), dict(kernel.model.named_parameters())
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+
+def test_prompts_that_are_cut_for_the_reward_model_are_counted(run):
+    chat = [{"role": "user", "content": "Name a colour. " * 60}]
+    trainer = run(data=rows(prompt=chat), config={"max_length": 100})
+    trainer.train()
+    assert logs(trainer, "rlmt/prompts_cut") == [0.5]
+
+
+def test_f06_an_evaluation_in_small_batches_does_not_end_a_run(tmp_path, policy_folder, reward_folder):
+    class Malformed(Scripted):
+        @property
+        def said(self):
+            return OUTPUTS[:2] if self.model.training else OUTPUTS[2:]
+
+    small = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 1, "num_generations_eval": 1}
+    args = RLMTGRPOConfig(str(tmp_path), **{**TINY, **small, "max_steps": 2})
+    config = RLMTConfig(reward_model=str(reward_folder))
+    trainer = Malformed(str(policy_folder), args, rlmt=config, train_dataset=rows(), eval_dataset=rows(8))
+    trainer.train()
+    assert logs(trainer, "eval_rlmt/status/ok") == [0.0, 0.0] and len(logs(trainer, "rlmt/score")) == 2
+
+
+def test_hazard_14_a_checkpoint_inside_a_generation_cycle_is_warned_about(run):
+    cycle = {"num_iterations": 2, "steps_per_generation": 2, "save_strategy": "steps"}
+    with pytest.warns(UserWarning, match="save_steps: 3 is no multiple of the 4 steps"):
+        run(**cycle, save_steps=3)
 
 
 def test_an_evaluation_has_metrics_of_its_own(tmp_path, policy_folder, reward_folder):

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from rl_think_ext.cli.train import method_of, run
 from rl_think_ext.errors import UserError
+from rl_think_ext.formats import render_zero
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
 from rl_think_ext.template import join
@@ -138,6 +139,14 @@ def test_the_length_limit_holds_before_the_data_is_read(policy, tmp_path, capsys
         collated(policy, tmp_path, rows, "think", max_length=64)
 
 
+def test_packs_hold_whole_rows(policy, tmp_path):
+    trainer, batch = collated(policy, tmp_path, SFT, "think", packing=True, max_length=128)
+    trained = trainer.processing_class.decode(batch["labels"][batch["labels"] != -100])
+    assert all(f"<think>\nplan {i}\n</think>\n\nBlue {i}.<|im_end|>" in trained for i in range(len(SFT)))
+    with pytest.raises(UserError, match="packing_strategy: wrapped cuts rows in two"):
+        collated(policy, tmp_path, SFT, "think", packing=True, max_length=128, packing_strategy="wrapped")
+
+
 def test_the_limits_are_the_papers(tmp_path):
     assert ThinkSFTConfig(str(tmp_path), use_cpu=True, bf16=False).max_length == 20_000
     assert ThinkDPOConfig(str(tmp_path), use_cpu=True, bf16=False).max_length == 4_096
@@ -151,6 +160,41 @@ def test_a_template_that_drops_thoughts_is_refused(tokenizer):
         sft_rows(Dataset.from_list(SFT), "think", tokenizer, ARGS)
     with pytest.raises(UserError, match="row d0: the chat template changes what the model is to learn"):
         dpo_rows(Dataset.from_list(DPO), "think", tokenizer, ARGS)
+
+
+def test_a_template_that_writes_an_empty_thought_is_refused(tokenizer):
+    # As Qwen3's: the control would be taught to write the tags, and every output of it would be malformed.
+    opened = "m['role'] + '\n' + ('<think>\n\n</think>\n\n' if m['role'] == 'assistant' else '') + m['content']"
+    tokenizer.chat_template = TEMPLATE.replace("m['role'] + '\n' + m['content']", opened)
+    with pytest.raises(UserError, match=r"row s0: the chat template changes .* write an empty one into it"):
+        sft_rows(Dataset.from_list(SFT), "none", tokenizer, ARGS)
+
+
+def test_a_template_that_opens_the_thought_itself_is_fine(tokenizer):
+    tokenizer.chat_template = TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
+    assert len(sft_rows(Dataset.from_list(SFT), "think", tokenizer, ARGS)) == len(SFT)
+    with pytest.raises(UserError, match="row s0: the chat template changes"):
+        sft_rows(Dataset.from_list(SFT), "none", tokenizer, ARGS)
+
+
+def test_pairs_of_a_raw_base_model_are_trained_in_their_frame(policy, tmp_path):
+    pairs = [
+        {
+            "id": f"d{i}",
+            "prompt": PROMPT,
+            "chosen": [{"role": "assistant", "content": join("plan", f"Blue {i}.", "response")}],
+            "rejected": [{"role": "assistant", "content": join("no", f"Mud {i}.", "response")}],
+        }
+        for i in range(4)
+    ]
+    config = {"model_name_or_path": str(policy), "dataset_name": "d", "output_dir": str(tmp_path)}
+    config |= {"dtype": "float32", "use_cpu": True, "bf16": False, "gradient_checkpointing": False}
+    given = rlmt_launch.parse(config, [], "dpo", "here")
+    trainer = rlmt_launch._dpo(given, RLMTConfig(style="response"), Dataset.from_list(pairs), None)
+    row = trainer.train_dataset[0]
+    decode = trainer.processing_class.decode
+    assert decode(row["prompt_ids"]) == render_zero(PROMPT, "response")
+    assert decode(row["chosen_ids"]).strip() == pairs[0]["chosen"][0]["content"]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +223,12 @@ def test_pairs_of_another_style_are_refused(tokenizer):
         dpo_rows(Dataset.from_list(DPO), "none", tokenizer, ARGS)
     made = dpo_rows(Dataset.from_list(DPO), "think", tokenizer, ARGS)
     assert made[0]["chosen"] == DPO[0]["chosen"] and set(made.column_names) == {"prompt", "chosen", "rejected"}
+
+
+@pytest.mark.parametrize(("trainer", "rows"), [("sft", SFT), ("dpo", DPO)])
+def test_rows_that_are_streamed_cannot_be_measured(start, trainer, rows):
+    with pytest.raises(UserError, match=f"`dataset_streaming: true` cannot be used for {trainer}"):
+        start(trainer, rows, dataset_streaming=True)
 
 
 def test_missing_columns_name_the_builder(start):

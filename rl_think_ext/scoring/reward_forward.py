@@ -55,7 +55,9 @@ class RewardForward:
     def noise(self, rows: Sequence[Ids], scores: Tensor, num: int) -> float:
         """The largest difference when `num` of these rows are scored again in other micro-batches; NaN: unknown."""
         company = [i for batch in self.batches(rows) if len(batch) > 1 for i in batch]
-        chosen = company[:: max(1, len(company) // max(1, num))][:num]
+        # From the middle of each stretch: the longest row of a batch has no padding, and hardly moves without it.
+        step = max(1, len(company) // max(1, num))
+        chosen = company[step // 2 :: step][:num]
         pairs = [([rows[i]], i) for i in chosen]
         if not chosen and rows and num and self._most(len(rows[-1])) > 1:
             pairs = [([rows[-1], rows[-1]], len(rows) - 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ def load_weights(config: RLMTConfig) -> nn.Module:
     load_reward_config(config)
     try:
         # Who trusts a repository's code may load its pickles: they can do nothing more (F38).
-        with without_zero3():
+        with without_zero3(), without_fsdp():
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 config.reward_model,
                 dtype=config.dtype,
@@ -113,6 +114,23 @@ def without_zero3() -> Iterator[None]:
     finally:
         if active is not None:
             state.set_hf_deepspeed_config(active)
+
+
+@contextmanager
+def without_fsdp() -> Iterator[None]:
+    """Inside, transformers knows of no FSDP that loads on one rank: the others would get zeros, and pay 0 for all.
+
+    FSDP hands the policy's weights out later; nobody does that with a reward model's.
+    """
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def num_parameters(config: RLMTConfig, model_config: Any) -> int:

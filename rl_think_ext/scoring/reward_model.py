@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -113,9 +114,16 @@ class LocalRewardModel:
 def score_inputs(
     inputs: Sequence[RewardInput | Score], cache: ScoreCache, compute: Callable[[list[Ids]], list[Score]]
 ) -> list[Score]:
-    """One Score for each input, in order: its own reason, or what `compute` or the cache say of its ids."""
+    """One Score for each input, in order: its own reason, or what `compute` or the cache say of its ids.
+
+    A score of a prompt that was cut says so: `num_cut` in its metrics.
+    """
     found = iter(cache.ask([given.ids for given in inputs if isinstance(given, RewardInput)], compute))
-    return [next(found) if isinstance(given, RewardInput) else given for given in inputs]
+    return [_with_cut(next(found), given.num_cut) if isinstance(given, RewardInput) else given for given in inputs]
+
+
+def _with_cut(score: Score, num_cut: int) -> Score:
+    return replace(score, metrics={**score.metrics, "num_cut": num_cut}) if num_cut else score
 
 
 def call_stats(

@@ -45,7 +45,7 @@ def check_settings(args: Any) -> list[str]:
         for name, wanted, reason in _WARNED
         if getattr(args, name) != wanted
     ]
-    return found + _vllm(args) + _schedule(args)
+    return found + _vllm(args) + schedule(args)
 
 
 def _vllm(args: Any) -> list[str]:
@@ -59,7 +59,7 @@ def _vllm(args: Any) -> list[str]:
     ]
 
 
-def _schedule(args: Any) -> list[str]:
+def schedule(args: Any) -> list[str]:
     """A checkpoint inside a generation cycle resumes with another schedule."""
     cycle = max(1, args.steps_per_generation * args.num_iterations // args.gradient_accumulation_steps)
     steps = args.save_steps

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rl_think_ext.scoring.preference import Output
-from rl_think_ext.template import CLOSE_TAG, OPEN_TAG
+from rl_think_ext.template import CLOSE_RESPONSE, CLOSE_TAG, OPEN_RESPONSE, OPEN_TAG
 
 
 def reader(tokenizer: Any, ends: Sequence[int], max_length: int | None) -> Callable[[Sequence[int]], Output]:
@@ -18,11 +18,13 @@ def reader(tokenizer: Any, ends: Sequence[int], max_length: int | None) -> Calla
     """
     own = {
         i
-        for tag in (OPEN_TAG, CLOSE_TAG)
+        for tag in (OPEN_TAG, CLOSE_TAG, OPEN_RESPONSE, CLOSE_RESPONSE)
         if len(ids := tokenizer.encode(tag, add_special_tokens=False)) == 1
         for i in ids
     }
-    dropped = set(tokenizer.all_special_ids) - own
+    # `all_special_ids` are the named ones alone: Llama 3's end of a message, and most others, are not among them.
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    dropped = (special | set(tokenizer.all_special_ids)) - own
 
     def read(ids: Sequence[int]) -> Output:
         kept = [i for i in ids if i not in dropped]

@@ -6,7 +6,7 @@ from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
-from rl_think_ext.template import OPEN_TAG
+from rl_think_ext.template import CLOSE_TAG, OPEN_TAG
 from rl_think_ext.trl import checks, host
 
 _PROBE = [{"role": "user", "content": "1 + 1 ="}]
@@ -30,7 +30,7 @@ def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
         )
     _check_rewards(trainer)
     _check_stop(trainer, config)
-    checks.warn_all(_vllm(args))
+    checks.warn_all(_vllm(args) + checks.schedule(args))
     messages = _first_chat(trainer.train_dataset)
     if config.style in ("response", "response-only"):
         return False
@@ -39,12 +39,29 @@ def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
             f"style {config.style} needs chats in the column `prompt`, and it holds text: that is the frame of a raw "
             "base model, whose styles are response and response-only"
         )
-    prompt = chat_prompt(tokenizer, _PROBE)
+    prompt = chat_prompt(tokenizer, _PROBE, **(args.chat_template_kwargs or {})).rstrip()
+    _check_thought(prompt, config.style)
     checks.warn_all(check_end_of_turn(tokenizer, trainer.eos_token_ids))
-    return prompt.rstrip().endswith(OPEN_TAG)
+    return prompt.endswith(OPEN_TAG)
 
 
-def chat_prompt(tokenizer: Any, messages: Any) -> str:
+def _check_thought(prompt: str, style: str) -> None:
+    """Refuse a template that thinks where the style does not, or has thought before the policy begins.
+
+    Raises:
+        UserError: naming the end of the prompt and what to do.
+    """
+    wrong = {"none": OPEN_TAG, "think": CLOSE_TAG}[style]
+    if prompt.endswith(wrong):
+        what = "what the policy thinks there would be scored as its answer" if style == "none" else "no thought follows"
+        raise UserError(
+            f"style {style}: the chat template ends its prompt with {prompt[-40:]!r}, so {what}. Say "
+            f"`chat_template_kwargs: {{enable_thinking: {str(style == 'think').lower()}}}` where the template knows "
+            "it, or give the policy's tokenizer another template."
+        )
+
+
+def chat_prompt(tokenizer: Any, messages: Any, **options: Any) -> str:
     """A chat in the policy's own template, up to where the answer begins.
 
     Raises:
@@ -55,7 +72,7 @@ def chat_prompt(tokenizer: Any, messages: Any) -> str:
             "the policy's tokenizer has no chat template: a raw base model takes `style: response` (or response-only), "
             "a warm start brings the template of its fine-tuning (`chat_template_path:` there)"
         )
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
 
 
 def check_end_of_turn(tokenizer: Any, ends: Any) -> list[str]:

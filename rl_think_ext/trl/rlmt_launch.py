@@ -35,6 +35,10 @@ def train(config: dict[str, Any], rest: list[str], kind: Kind, rlmt: RLMTConfig,
     """
     given = parse(config, rest, kind, where)
     args, name = given.args, given.script.dataset_name
+    if kind != "grpo" and given.script.dataset_streaming:
+        raise UserError(
+            f"{where}: `dataset_streaming: true` cannot be used for {kind}: its rows are counted and measured"
+        )
     checkpoint = checkpoint_of(args)
     writable(args.output_dir)
     splits = load_rows(
@@ -95,7 +99,7 @@ def _sft(given: Arguments, rlmt: RLMTConfig, rows: Any, held_out: Any) -> Any:
 
     from rl_think_ext.trl.rlmt_supervised import policy_tokenizer, sft_rows
 
-    tokenizer = policy_tokenizer(given)
+    tokenizer = policy_tokenizer(given, rlmt)
     kept = [None if part is None else sft_rows(part, rlmt.style, tokenizer, given.args) for part in (rows, held_out)]
     return _supervised(SFTTrainer, given, tokenizer, *kept)
 
@@ -105,7 +109,7 @@ def _dpo(given: Arguments, rlmt: RLMTConfig, rows: Any, held_out: Any) -> Any:
 
     from rl_think_ext.trl.rlmt_supervised import dpo_rows, policy_tokenizer
 
-    tokenizer = policy_tokenizer(given)
+    tokenizer = policy_tokenizer(given, rlmt)
     kept = [None if part is None else dpo_rows(part, rlmt.style, tokenizer, given.args) for part in (rows, held_out)]
     return _supervised(DPOTrainer, given, tokenizer, *kept)
 

@@ -184,8 +184,13 @@ class PreferenceScore:
         return scores if self._trainer is None else without_noise(scores, self._group_size(), noise)
 
     def _count_failures(self, rewards: torch.Tensor) -> None:
-        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is."""
+        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is.
+
+        An evaluation may come in batches of one output, of which several without the form are no failure of anything.
+        """
         assert self.last is not None
+        if self._trainer is not None and not self.trainer.model.training:
+            return
         self._failed = self._failed + 1 if bool(rewards.isnan().all()) else 0
         if self._failed >= self.config.max_failed_steps:
             found = sorted({score.reason for score in self.last.scores if score.reason}) or ["other ranks' samples"]

@@ -14,9 +14,11 @@ from typing import Any
 from trl import DPOConfig, SFTConfig
 
 from rl_think_ext.errors import UserError
+from rl_think_ext.formats import read_instruction, zero_chat_template
 from rl_think_ext.messages import messages_of
+from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.scoring.load import load_tokenizer
-from rl_think_ext.template import Style, join, split
+from rl_think_ext.template import OPEN_TAG, Style, join, split
 from rl_think_ext.trl import checks
 from rl_think_ext.trl.rlmt_checks import chat_prompt, check_end_of_turn
 
@@ -37,8 +39,8 @@ class ThinkDPOConfig(DPOConfig):
     max_length: int | None = field(default=4_096, metadata={"help": _LIMIT})
 
 
-def policy_tokenizer(given: Any) -> Any:
-    """The tokenizer of the run, with the chat template that it will be trained in.
+def policy_tokenizer(given: Any, rlmt: RLMTConfig | None = None) -> Any:
+    """The tokenizer of the run, with the chat template that it will be trained in: for a raw base model the frame.
 
     Raises:
         UserError: no tokenizer or no template there.
@@ -49,6 +51,10 @@ def policy_tokenizer(given: Any) -> Any:
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
     elif path:
         tokenizer.chat_template = load_tokenizer(path).chat_template
+    elif rlmt is not None and rlmt.stop:
+        # Pairs of a raw base model were sampled in the frame; a template of its own would train another prompt.
+        words = read_instruction(rlmt.instruction_file)
+        tokenizer.chat_template = zero_chat_template(rlmt.style, words, tokenizer=tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     chat_prompt(tokenizer, messages_of("1 + 1 =", "the probe"))
@@ -69,6 +75,8 @@ def sft_rows(rows: Any, style: Style, tokenizer: Any, args: Any) -> Any:
     """
     if style not in ("think", "none"):
         raise UserError(f"style {style} is that of a raw base model, which has no warm start: take think or none")
+    if getattr(args, "packing", False) and args.packing_strategy == "wrapped":
+        raise UserError("packing_strategy: wrapped cuts rows in two wherever a pack is full: take `bfd`")
     if style == "think" and "thought" not in rows.column_names:
         raise UserError(f"the dataset has no column `thought`; there are {', '.join(rows.column_names)}")
 
@@ -115,11 +123,15 @@ def _measured(row: dict[str, Any], tokenizer: Any, where: str) -> dict[str, Any]
     """A row with its length in the policy's template, which has to leave the output as it is."""
     text = str(tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False))
     prompt = chat_prompt(tokenizer, row["prompt"])
-    said = row["completion"][-1]["content"]
-    if said.strip() not in text or not text.startswith(prompt.rstrip()):
+    said, begun = row["completion"][-1]["content"].strip(), prompt.rstrip()
+    if said.startswith(OPEN_TAG):
+        # A template that opens the thought itself has written a part of the output.
+        begun = begun.removesuffix(OPEN_TAG).rstrip()
+    if not text.startswith(begun) or not text[len(begun) :].lstrip().startswith(said):
         raise UserError(
             f"{where}: the chat template changes what the model is to learn (many take thoughts out of an assistant's "
-            "turn): give one that leaves it as it is, by `chat_template_path:` or in the tokenizer's folder"
+            "turn, or write an empty one into it): give one that leaves it as it is, by `chat_template_path:` or in "
+            "the tokenizer's folder"
         )
     return {**row, "num_tokens": len(tokenizer.encode(text, add_special_tokens=False))}
 

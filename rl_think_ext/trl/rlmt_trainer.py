@@ -57,7 +57,7 @@ class RLMTTrainer(GRPOTrainer):
             raise UserError("the reward rlmt has settings of its own that are not the trainer's: give one of them")
         if self.rlmt.style in ("response", "response-only"):
             words = read_instruction(self.rlmt.instruction_file)
-            processing_class.chat_template = zero_chat_template(self.rlmt.style, words)
+            processing_class.chat_template = zero_chat_template(self.rlmt.style, words, tokenizer=processing_class)
         if args.use_vllm and self.rlmt.stop:
             tell_vllm_to_stop(args, self.rlmt.stop)
         super().__init__(

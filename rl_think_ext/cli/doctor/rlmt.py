@@ -33,12 +33,13 @@ def policy_tokenizer(case: Case) -> Any:
     if file(case).trainer != "grpo":
         from rl_think_ext.trl.rlmt_supervised import policy_tokenizer as supervised
 
-        return supervised(given)
+        return supervised(given, config)
     found = tokenizer(case)
     if config.stop and not file(case).stock:
         from rl_think_ext.formats import read_instruction, zero_chat_template
 
-        found.chat_template = zero_chat_template(config.style, read_instruction(config.instruction_file))
+        words = read_instruction(config.instruction_file)
+        found.chat_template = zero_chat_template(config.style, words, tokenizer=found)
     elif not config.stop:
         from rl_think_ext.trl.rlmt_checks import chat_prompt
 
