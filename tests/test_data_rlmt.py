@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +134,12 @@ def test_f33_a_column_that_is_missing_or_holds_something_else_names_file_row_and
         UserError, match=r"row 1 of in\d\.jsonl has no column `messages` or `prompt` or `text`; there are"
     ):
         made([{"prompts": "a"}])
+    with pytest.raises(UserError, match=r"there are `Prompt`\. Did you mean `Prompt`\?"):
+        made([{"Prompt": "a"}])
+    source = tmp_path / "utf16.jsonl"
+    source.write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
+    with pytest.raises(UserError, match=r"row 1 of utf16\.jsonl, column .*: not UTF-8"):
+        made(source)
     with pytest.raises(UserError, match=r"no column `promt`; there are `prompt`. Did you mean `prompt`\?"):
         made([{"prompt": "a"}], column="promt")
     for value in ([1, 2], [["a"], ["b"]], [[{"role": "user"}], [{"role": "user"}]]):
@@ -212,6 +221,33 @@ def test_a_chat_that_the_template_refuses_is_counted(made: Any, chat_tokenizer: 
     rows = [[{"role": "system", "content": "Be brief."}, *user("Why?")], user("Why?")]
     card, _ = made(rows, tokenizer=chat_tokenizer)
     assert card.skipped_documents == {"chat that the template refuses": 1}
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0]['content'] + 3 }}", "{{ 1 // 0 }}", "{% for m in messages %}"])
+def test_a_template_that_fails_on_every_chat_is_quoted(
+    made: Any, chat_tokenizer: str, tmp_path: Path, template: str
+) -> None:
+    shutil.copytree(chat_tokenizer, tmp_path / "broken")
+    (tmp_path / "broken" / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=r"template refuses 1\); the first that the template refused: \w+Error: \w+"):
+        made(["Why?"], tokenizer=str(tmp_path / "broken"))
+
+
+def test_names_that_no_text_can_hold_are_refused_as_an_output(made: Any, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "Why?"}])
+    with pytest.raises(UserError, match=r"the output .*out\\udcff is no text"):
+        build(RLMTDataConfig(input=source, output=os.fsdecode(b"%s/out\xff" % os.fsencode(tmp_path))))
+
+
+def test_a_terminal_without_the_letters_of_a_name_shows_the_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl(tmp_path / "größe.jsonl", [{"prompt": "Why?"}])
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main(["data", "rlmt", "--input", source, "--output", str(tmp_path / "out")]) == 0
+    screen.flush()
+    assert b"rows in train.parquet" in screen.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_rendered_prompts_keep_the_chat_beside_them_and_can_be_read_again(made: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ from rl_think_ext.scoring.load import load_model, load_tokenizer
 from rl_think_ext.scoring.reward_model import load_reward_model
 from rl_think_ext.scoring.sample import Request as Sample
 
+WORDS = Path(__file__).parents[1] / "recipes" / "rlmt" / "tiny" / "models" / "policy"
 QUESTIONS = [f"What is the number that comes before {i}?" for i in range(6)]
 
 
@@ -146,8 +148,20 @@ def test_prompts_without_a_pair_are_counted_by_reason(made: Any) -> None:
         "outputs ok": 17,
         "outputs truncated": 4,
     }
-    with policy() as server, pytest.raises(UserError, match=r"gave no pair \(no difference above min_margin 6\)"):
+    told = r"gave no pair \(no difference above min_margin 6\); outputs in style think: ok 24"
+    with policy() as server, pytest.raises(UserError, match=told):
         made(server, min_margin=1e6, overwrite=True)
+
+
+def test_f29_outputs_with_half_a_surrogate_pair_are_no_candidates(made: Any) -> None:
+    def answer(question: str) -> Any:
+        outputs = outputs_for(question)
+        return Reply(choices([outputs[0] + "\ud800", *outputs[1:]]))
+
+    with policy(answer) as server:
+        card, rows = made(server)
+    assert card.counts["outputs lone surrogate"] == len(rows) == 6
+    assert card.settings["max_pair_tokens"] == "no tokenizer was given: nothing was measured"
 
 
 def test_what_a_server_writes_behind_the_answer_of_a_base_model_is_no_part_of_it(made: Any) -> None:
@@ -209,6 +223,25 @@ def test_f6_a_reward_server_that_is_down_ends_the_build_with_the_outputs_kept(ma
     assert (before, len(server.requests)) == (6, 0)
 
 
+def test_scores_of_a_reward_model_that_was_trained_anew_in_its_folder_are_not_taken(
+    made: Any, reward: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "judge"
+    shutil.copytree(reward, folder)
+    first, questions = str(folder), [f"Is {i} a number, or is it more than that?" for i in range(33)]
+    half = [Reply({}, status=500) if i == 32 else outputs_for(text) for i, text in enumerate(questions)]
+    with policy(lambda text: half[questions.index(text)]) as server, pytest.raises(UserError, match="got no reply"):
+        made(server, questions, reward_model=first, max_concurrency=8, max_failed_share=0.0)
+    assert b'"value": -' in (tmp_path / "out.journal").read_bytes()
+    model = save_reward_model(tmp_path / "anew", "llama", initializer_range=0.5)
+    for path in model.iterdir():
+        shutil.copy(path, folder / path.name)
+    with policy() as server:
+        _, rows = made(server, questions, reward_model=first)
+    scores = scores_of(first, questions[0], [text.rpartition("\n")[2] for text in outputs_for(questions[0])])
+    assert [rows[0]["chosen_score"], rows[0]["rejected_score"]] == pytest.approx([max(scores), min(scores)], abs=1e-4)
+
+
 def test_a_policy_in_this_process_is_sampled_and_another_one_of_its_name_is_not_taken_for_it(
     made: Any, policy_folder: str
 ) -> None:
@@ -244,6 +277,20 @@ def test_an_output_belongs_to_its_key_and_not_to_its_batch(policy_folder: str) -
     assert not any(stop in completion.text[:-1] for completion in stopped)
 
 
+def test_a_text_that_ends_an_output_is_found_whatever_the_tokens_are() -> None:
+    # Its tokens are words, in which transformers' own search for a text does not know its way.
+    model, tokenizer = load_model(str(WORDS)), load_tokenizer(str(WORDS))
+    requests = [Sample(tuple(tokenizer("list b c").input_ids), f"key {i}") for i in range(4)]
+
+    def sample(**changes: Any) -> list[Any]:
+        found = dict(Completer(model, tokenizer, max_new_tokens=20, temperature=1.0, **changes)(requests))
+        return [found[i].text for i in range(4)]
+
+    free = sample()
+    stop = next(word for word in free[0].split() if word.isalpha())
+    assert sample(stop=stop) == [text[: text.index(stop) + len(stop)] if stop in text else text for text in free]
+
+
 def test_best_and_worst() -> None:
     assert best_and_worst([0.0, 2.0, None, -1.0, 2.0, -1.0]) == (1, 3)
     assert best_and_worst([0.0, 0.5], min_margin=0.5) is None
@@ -257,6 +304,7 @@ def test_best_and_worst() -> None:
         ({"min_parsed": 1}, "`min_parsed` is from 2 to num_samples 8"),
         ({"min_parsed": 9}, "`min_parsed` is from 2 to num_samples 8"),
         ({"temperature": 0.0}, "`temperature` is above 0"),
+        ({"temperature": float("inf")}, "`temperature` is above 0"),
         ({"top_p": 0.9}, "`top_p` is for a server"),
         ({"reward_backend": "local", "reward_server": "http://host"}, "the reward model: .*backend: local"),
     ],

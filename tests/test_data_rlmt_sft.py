@@ -71,6 +71,7 @@ def rows_of(folder: Path | str) -> list[dict[str, Any]]:
     return pq.read_table(Path(folder) / "train.parquet").to_pylist()
 
 
+_EMPTY = {"prompt_tokens": 1, "completion_tokens": 1}
 QUESTIONS = [f"What is the number that comes before {i}?" for i in range(12)]
 
 
@@ -149,6 +150,74 @@ def test_prompts_that_are_trained_on_elsewhere_are_left_out_whatever_their_split
     assert card.skipped_documents == {"also among the excluded prompts": 6}
     assert sorted(asked(server)) == sorted(QUESTIONS[6:])
     assert card.settings["exclude"] == ["rlmt"]
+
+
+def test_every_text_of_an_excluded_file_is_left_out_whatever_its_id_and_its_column(tmp_path: Path) -> None:
+    same_id = [{"id": "one", "question": text} for text in QUESTIONS[:5]]
+    (tmp_path / "used.jsonl").write_text("".join(json.dumps(row) + "\n" for row in same_id))
+    rows = "".join(json.dumps({"question": text}) + "\n" for text in QUESTIONS)
+    with teacher() as server:
+        config = config_of(tmp_path, server, column="question", exclude=(str(tmp_path / "used.jsonl"),))
+        Path(config.input).write_text(rows)
+        card = build(config)
+    assert sorted(asked(server)) == sorted(QUESTIONS[5:])
+    assert card.skipped_documents == {"also among the excluded prompts": 5}
+
+
+def test_the_counts_of_a_card_add_up(tmp_path: Path) -> None:
+    def answer(question: str) -> Any:
+        return Reply({}, status=500) if question == down else GOOD
+
+    down = ""
+    with teacher(answer) as server:
+        build(config_of(tmp_path, server, num_prompts=5))
+        down = asked(server)[0]
+        (tmp_path / "out.journal").unlink()
+        card = build(config_of(tmp_path, server, num_prompts=5, overwrite=True, max_failed_share=0.5))
+    assert card.counts["rows read"] == card.counts["prompts asked about"] + card.counts["prompts not drawn"] == 12
+    assert card.num_rows["train"] + sum(card.skipped_positions.values()) == 5
+    # Four replies came, and all are kept.
+    assert (card.num_rows["train"], card.counts["share of replies kept"]) == (4, 1.0)
+    assert card.settings["max_sequence_tokens"] == "no tokenizer was given: nothing was measured"
+
+
+def test_f29_a_reply_with_half_a_surrogate_pair_is_refused_and_the_rest_is_built(tmp_path: Path) -> None:
+    bad = GOOD.replace("First", "\ud800 First")
+    with teacher(lambda question: bad if question == QUESTIONS[3] else GOOD) as server:
+        card = build(config_of(tmp_path, server))
+    assert card.skipped_positions == {"lone surrogate": 1}
+    assert card.num_rows == {"train": 11}
+
+
+@pytest.mark.parametrize("value", [None, 3, {"texts": "abc"}, {**_EMPTY, "texts": [], "finished": []}], ids=str)
+def test_f35_entries_of_a_journal_that_cannot_be_used_are_asked_for_again(tmp_path: Path, value: Any) -> None:
+    with teacher() as server:
+        first = build(config_of(tmp_path, server))
+        journal = tmp_path / "out.journal"
+        lines = [json.loads(line) for line in journal.read_text().splitlines()]
+        lines[2] = {"key": lines[2]["key"], **({"value": value} if value is not None else {})}
+        lines[3] = "no entry"
+        journal.write_text("".join(json.dumps(line) + "\n" for line in lines) + "\0\0 not even JSON\n")
+        again = build(config_of(tmp_path, server, overwrite=True))
+    assert len(server.requests) == 12 + 2
+    assert (again.content_hash, again.counts["requests of this build"]) == (first.content_hash, 2)
+
+
+def test_f35_a_full_disk_is_said_and_what_came_before_is_kept(tmp_path: Path) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with teacher(lambda question: GOOD.replace("First", "First and foremost " * 200)) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # what a full disk does, but for the number
+        try:
+            with pytest.raises(UserError, match=r"could not write to .*out: File too large"):
+                build(config_of(tmp_path, server, language=None))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        num_kept = (tmp_path / "out.journal").read_bytes().count(b"\n")
+        num_before = len(server.requests)
+        assert build(config_of(tmp_path, server)).num_rows == {"train": 12}
+    assert (num_kept, len(server.requests) - num_before) == (2, 10)
 
 
 def test_a_number_of_prompts_is_drawn_by_their_text_and_the_seed(tmp_path: Path) -> None:
@@ -274,7 +343,7 @@ def test_f39_the_key_travels_by_the_name_of_a_variable_and_stands_nowhere(
     with teacher() as server:
         url = server.url.replace("http://", "http://me:password@")
         build(config_of(tmp_path, server, api_key_env="TEACHER_KEY"))
-        card = build(config_of(tmp_path, server, endpoint=url, output=str(tmp_path / "second")))
+        card = build(config_of(tmp_path, server, endpoint=url, model=url, output=str(tmp_path / "second")))
     assert server.requests[0].headers["authorization"] == "Bearer sk-very-secret-indeed"
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert not re.search(rb"very-secret|password|" + re.escape(str(tmp_path).encode()), written)
@@ -317,6 +386,8 @@ def test_an_output_that_is_there_costs_no_request(tmp_path: Path) -> None:
         ({"max_failed_share": 2.0}, "`max_failed_share`"),
         ({"top_p": 0.0}, "`top_p`"),
         ({"temperature": -1.0}, "`temperature`"),
+        ({"temperature": float("inf")}, "`temperature`"),
+        ({"price_per_million_in": float("nan")}, "`price_per_million_in`"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(changes: dict[str, Any], message: str) -> None:

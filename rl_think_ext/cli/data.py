@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,6 +89,8 @@ def show(card: Card, output: str) -> None:
 
     from rl_think_ext.data.card import WORDS
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files go to terminals that have not their letters
     words = WORDS[card.method]
     table = Table(title=f"{escape(card.source)} → {escape(output)}", title_justify="left")
     table.add_column("what")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rl_think_ext.data.journal import Journal, key_of
+from rl_think_ext.data.sampler import fingerprint
 from rl_think_ext.errors import UserError
 from rl_think_ext.messages import Message
 from rl_think_ext.methods.rlmt import RLMTConfig, reward_messages
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _AT_LEAST = 8  # failures that mean something
 # What a score depends on.
-_DECIDE = ("reward_model", "server_model", "dtype", "max_length", "output")
+_DECIDE = ("server_model", "dtype", "max_length", "output")
 
 
 def reward_config(config: RLMTDPODataConfig) -> RLMTConfig:
@@ -58,9 +59,10 @@ class AnswerScorer:
         self.max_failed_share = max_failed_share
         self.model = load_reward_model(config)
         self.unscored: Counter[str] = Counter()
-        self.num_scored = 0
+        self.num_scored, self.first_reason = 0, ""
         values = dataclasses.asdict(config)
-        self._about = [values[name] for name in _DECIDE]
+        # Not the name alone: a reward model that was trained anew in one folder is another one.
+        self._about = [fingerprint(config.reward_model), *(values[name] for name in _DECIDE)]
 
     def __call__(self, answers: Sequence[tuple[Sequence[Message], Parts]], journal: Journal) -> list[float | None]:
         """The score of every answer to its chat; the thought is not shown.
@@ -74,6 +76,7 @@ class AnswerScorer:
         for i, score in zip(unknown, self.model([shown[i] for i in unknown]) if unknown else (), strict=True):
             if score.value is None:
                 self.unscored[(score.reason or "").partition(":")[0]] += 1
+                self.first_reason = self.first_reason or score.reason or ""
             else:
                 journal.put(keys[i], score.value)
         self.num_scored += len(answers)
@@ -82,7 +85,8 @@ class AnswerScorer:
             reasons = ", ".join(f"{reason} {n}" for reason, n in self.unscored.most_common())
             raise UserError(
                 f"{num} of {self.num_scored} answers got no score ({reasons}), more than max_failed_share "
-                f"{self.max_failed_share:g}. Outputs and scores are kept: the same command goes on"
+                f"{self.max_failed_share:g}; the first: {self.first_reason}. Outputs and scores are kept: "
+                "the same command goes on"
             )
         return [journal.get(key) if key in journal else None for key in keys]
 

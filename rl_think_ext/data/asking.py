@@ -72,15 +72,17 @@ class Asking:
         """
         for start in range(0, len(questions), self.portion):
             portion = questions[start : start + self.portion]
-            unknown = [question for question in portion if question.key not in self.journal]
+            unknown = [question for question in portion if self._stored(question.key) is None]
             bar.update(len(portion) - len(unknown))
             if unknown:
                 before = self.failures.total()
                 self.ask(unknown, self._keep(unknown, bar))
                 self._check(len(questions), len(portion), self.failures.total() - before)
             for question in portion:
-                if question.key in self.journal:
-                    yield question, self._known(question.key)
+                if reply := self._stored(question.key):
+                    self.prompt_tokens += reply.prompt_tokens
+                    self.completion_tokens += reply.completion_tokens
+                    yield question, reply
 
     def _keep(self, questions: Sequence[Question], bar: tqdm[Any]) -> OnReply:
         def on_reply(index: int, reply: Texts | str) -> None:
@@ -95,11 +97,15 @@ class Asking:
 
         return on_reply
 
-    def _known(self, key: str) -> Texts:
-        reply = Texts(**self.journal.get(key))
-        self.prompt_tokens += reply.prompt_tokens
-        self.completion_tokens += reply.completion_tokens
-        return reply
+    def _stored(self, key: str) -> Texts | None:
+        """A reply out of the journal; None where there is none, or none that can be read: it is asked for again."""
+        if key not in self.journal:
+            return None
+        try:
+            reply = Texts(**self.journal.get(key))
+            return reply if reply.texts and len(reply.texts) == len(reply.finished) else None
+        except TypeError:
+            return None
 
     def _check(self, num_questions: int, num_portion: int, num_now: int) -> None:
         # Of all questions, known replies included: a build that goes on asks again for what failed, and for that alone.

@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rl_think_ext.data.cells import printable, storable
 from rl_think_ext.errors import UserError
 
 FILE = "card.json"
@@ -164,6 +165,8 @@ def keep_apart(given: str, output: str) -> None:
     """
     if "\0" in output or not output.strip():
         raise UserError("the output is empty or holds a NUL character; name a folder")
+    if not storable(output):
+        raise UserError(f"the output {printable(output)} is no text in this system's encoding; name another folder")
     source, made = Path(given.replace("\0", "")), Path(os.path.realpath(output))
     if source.exists():
         source = source.resolve()

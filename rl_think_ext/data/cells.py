@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from rl_think_ext.errors import UserError
+from rl_think_ext.errors import UserError, redact
 
 MAX_BYTES = 10_000_000
 SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -62,12 +62,17 @@ class Raw(NamedTuple):
 def source_name(source: str) -> str:
     """What a card may say about a source: the last part of a path, or the name of a dataset."""
     path = Path(source)
-    return printable(Path(os.path.abspath(path)).name) if path.exists() else source
+    return printable(Path(os.path.abspath(path)).name) if path.exists() else redact(source)
 
 
 def printable(name: str) -> str:
     """A file name as text that can be stored, whatever bytes it was made of."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def storable(text: str) -> bool:
+    """Whether a text can be written to a file: whatever holds half of a surrogate pair cannot."""
+    return text == printable(text)
 
 
 def raw_rows(source: str, columns: Columns) -> Iterator[Raw]:
@@ -155,6 +160,8 @@ def _record(line: bytes | None, *, first: bool) -> tuple[dict[str, Any], str]:
         return {}, "larger than 10 MB"
     try:
         record = json.loads(line.decode("utf-8-sig" if first else "utf-8"))
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
     except (ValueError, RecursionError):
         return {}, "corrupt row"
     return (record, "") if isinstance(record, dict) else ({}, "no JSON object")
@@ -263,13 +270,13 @@ def _id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return ""
     text = str(value) if isinstance(value, str) or abs(value) < 1 << 64 else ""
-    return text if len(text) <= 500 and text == printable(text) else ""
+    return text if len(text) <= 500 and storable(text) else ""
 
 
 def _missing(file: str, row: int, columns: Columns, there: Iterable[str]) -> UserError:
     names = [printable(str(name)) for name in there]
     asked = " or ".join(f"`{name}`" for name in (columns.text, *columns.also))
-    near = get_close_matches(columns.text, names, 1)
+    near = [close for name in (columns.text, *columns.also) for close in get_close_matches(name, names, 1)]
     hint = f" Did you mean `{near[0]}`?" if near else ""
     listed = ", ".join(f"`{name}`" for name in names[:20]) or "none"
     return UserError(f"row {row} of {file} has no column {asked}; there are {listed}.{hint}")

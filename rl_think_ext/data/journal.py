@@ -68,7 +68,9 @@ class Journal:
             if not line.endswith(b"\n"):
                 break  # cut off by a kill
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                self._places[str(json.loads(line)["key"])] = end
+                entry = json.loads(line)
+                if "value" in entry:
+                    self._places[str(entry["key"])] = end
             end += len(line)
         self._handle.truncate(end)
 
@@ -92,7 +94,7 @@ def open_journal(output: str) -> Iterator[Journal]:
         handle = path.open("a+b")
     except OSError as error:
         raise UserError(f"could not write {path.name} beside the output: {error.strerror or error}") from error
-    with handle:
+    try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -102,9 +104,13 @@ def open_journal(output: str) -> Iterator[Journal]:
         try:
             yield journal
         finally:
-            journal.sync()
+            with contextlib.suppress(OSError):  # a full disk: put() has said so, and that is what the user has to read
+                journal.sync()
             if not journal.num_stored:
                 path.unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # it is closed all the same
+            handle.close()
 
 
 def key_of(**settings: object) -> str:

@@ -6,6 +6,7 @@ it to that table. Short texts, code and mixtures are where it errs.
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
 from typing import Any
 
@@ -52,4 +53,8 @@ class LanguageFilter:
 def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier  # type: ignore[import-untyped]
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    try:
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    except OSError as error:
+        folder = tempfile.gettempdir()
+        raise UserError(f"py3langid could not unpack its model into {folder}: {error.strerror or error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
@@ -35,6 +35,7 @@ class Lengths:
     name: str
     style: Style = "think"
     instruction: str | None = None
+    refusals: list[str] = field(default_factory=list, compare=False)  # what the template said
 
     def __post_init__(self) -> None:
         if self.style not in ZERO_INSTRUCTIONS and not self.tokenizer.chat_template:
@@ -52,7 +53,9 @@ class Lengths:
         try:
             chat = [dict(message) for message in messages]
             return cast(str, self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-        except TemplateError:
+        # A template is a program: what it does not expect of a chat may end it in any of these ways.
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            self.refusals.append(f"{type(error).__name__}: {error}"[:200])
             return None
 
     def holds_special(self, messages: Sequence[Message]) -> bool:

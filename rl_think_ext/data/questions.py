@@ -9,8 +9,8 @@ from hashlib import sha256
 from typing import Any
 
 from rl_think_ext.data.asking import OnReply, Question, Texts
-from rl_think_ext.data.cells import source_name
-from rl_think_ext.data.prompts import Prompt, PromptFilter, built_splits, columns_of, read_prompts
+from rl_think_ext.data.cells import Columns, source_name
+from rl_think_ext.data.prompts import COLUMNS, Prompt, PromptFilter, built_splits, columns_of, read_prompts
 from rl_think_ext.data.sources import Tally
 from rl_think_ext.errors import UserError
 from rl_think_ext.template import Style
@@ -109,11 +109,19 @@ def draw_prompts(config: AskConfig, wanted: PromptFilter, tally: Tally) -> list[
     return prompts
 
 
+def not_drawn(tally: Tally, wanted: PromptFilter, num_prompts: int) -> dict[str, int]:
+    """For a card, so that its counts add up: the prompts that `num_prompts` left, where there are any."""
+    num = tally.rows - tally.skipped.total() - wanted.left_out.total() - num_prompts
+    return {"prompts not drawn": num} if num else {}
+
+
 def _excluded(config: AskConfig) -> Iterator[str]:
     for source in config.exclude:
         # Every split of a dataset: neither the prompts that are trained on nor those that are tested on.
         for file in map(str, built_splits(source).values() or [source]):
-            columns = columns_of(None, config.id_column, config.split)
+            # The input's column or a usual one; no id, for a second text under an id is to be kept out as well.
+            first, *also = dict.fromkeys((config.column or COLUMNS[0], *COLUMNS))
+            columns = Columns(first, "", config.split, tuple(also), chat=True)
             yield from (prompt.key for prompt in read_prompts(file, columns, max_skipped_share=1.0))
 
 
@@ -166,9 +174,11 @@ class ChatAsker:
         )
 
 
-def settings_of(config: AskConfig) -> dict[str, Any]:
-    """The settings as they go into a card: no path of this machine, no secret."""
+def settings_of(config: AskConfig, measured: bool, limit: str) -> dict[str, Any]:
+    """The settings as they go into a card: no path of this machine, no secret; a limit only where it was held."""
     values = asdict(config)
+    if not measured:
+        values[limit] = "no tokenizer was given: nothing was measured"
     del values["output"], values["overwrite"]
     for name in _SOURCES:
         if values.get(name):

@@ -98,7 +98,7 @@ def build(config: RLMTDataConfig) -> Card:
         num_rows, digest = write_rows(folder, made.splits(), RENDERED if config.render else PROMPTS)
         card = made.card(num_rows, digest)
         if not num_rows["train"]:
-            raise UserError(_no_rows(card))
+            raise UserError(_no_rows(card, made.lengths))
         card.write(folder)
     return card
 
@@ -208,8 +208,9 @@ class _Builder:
         return values
 
 
-def _no_rows(card: Card) -> str:
+def _no_rows(card: Card, lengths: Lengths | None) -> str:
     if sum(card.num_rows.values()):
         return f"{card.source} gave no prompt for training: all are on the test side"
     listed = ", ".join(f"{reason} {count}" for reason, count in card.skipped_documents.items())
-    return f"{card.source} gave no prompt ({listed})"
+    refused = f"; the first that the template refused: {lengths.refusals[0]}" if lengths and lengths.refusals else ""
+    return f"{card.source} gave no prompt ({listed}){refused}"

@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 from rl_think_ext import __version__
 from rl_think_ext.data.answers import AnswerScorer, reward_config
 from rl_think_ext.data.asking import Asker, Asking, Question, Texts
 from rl_think_ext.data.card import Card, keep_apart, versions, whole_folder
-from rl_think_ext.data.cells import source_name
+from rl_think_ext.data.cells import source_name, storable
 from rl_think_ext.data.journal import Journal, journal_path, key_of, open_journal
 from rl_think_ext.data.lengths import NO_RENDERING, Lengths, load_lengths
 from rl_think_ext.data.prompts import PromptFilter
-from rl_think_ext.data.questions import PORTION, AskConfig, ChatAsker, draw_prompts, settings_of
+from rl_think_ext.data.questions import PORTION, AskConfig, ChatAsker, draw_prompts, not_drawn, settings_of
 from rl_think_ext.data.sampler import LocalAsker
 from rl_think_ext.data.sources import Tally
 from rl_think_ext.data.tables import PAIRS, chat, write_rows
@@ -77,7 +78,7 @@ class RLMTDPODataConfig(AskConfig):
         if not 2 <= self.min_parsed <= self.num_samples:
             raise UserError(f"`min_parsed` is from 2 to num_samples {self.num_samples}, got {self.min_parsed}")
         if (
-            not self.temperature > 0.0
+            not 0.0 < self.temperature < inf
             or not self.min_margin >= 0.0
             or min(self.max_pair_tokens, self.max_batch_tokens) < 1
         ):
@@ -105,7 +106,10 @@ def build(config: RLMTDPODataConfig) -> Card:
             card = made.card(num_rows, digest)
             if not rows:
                 reasons = ", ".join(f"{reason} {n}" for reason, n in made.left_out.most_common())
-                raise UserError(f"{card.source} gave no pair ({reasons})")
+                outputs = ", ".join(f"{status} {n}" for status, n in made.statuses.most_common())
+                raise UserError(
+                    f"{card.source} gave no pair ({reasons}); outputs in style {config.style}: {outputs or 'none'}"
+                )
             card.write(folder)
         # A policy that was trained on bears the same name: its outputs are not to be mistaken for these.
         journal_path(config.output).unlink(missing_ok=True)
@@ -154,6 +158,7 @@ class _Builder:
         self.left_out.update({f"no outputs, {reason}": n for reason, n in asking.failures.items()})
         self.counts = {
             "rows read": self.tally.rows,
+            **not_drawn(self.tally, self.filter, len(prompts)),
             "prompts sampled": len(prompts),
             **{f"outputs {status}": n for status, n in sorted(self.statuses.items())},
             **self.scorer.counts(),
@@ -185,8 +190,9 @@ class _Builder:
             text, finished = until_stop(given, ended, self.stop)
             parts = split(text, self.config.style, finished=finished)
             special = self.lengths is not None and self.lengths.holds_special([{"content": text}])
-            self.statuses["special token" if special else parts.status] += 1
-            if parts.status == "ok" and not special:
+            status = "special token" if special else parts.status if storable(text) else "lone surrogate"
+            self.statuses[status] += 1
+            if status == "ok":
                 found.append(Candidate(text, parts))
         return found
 
@@ -240,7 +246,7 @@ class _Builder:
             content_hash=digest,
             skipped_documents={reason: n for reason, n in sorted(left_out.items()) if n},
             skipped_positions={reason: n for reason, n in sorted(self.left_out.items()) if n},
-            settings=settings_of(self.config),
+            settings=settings_of(self.config, bool(self.lengths), "max_pair_tokens"),
             tokenizer=self.lengths.facts() if self.lengths else None,
             versions={"rl_think_ext": __version__, **versions("pyarrow", "transformers", "torch")},
             counts=self.counts,

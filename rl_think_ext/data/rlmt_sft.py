@@ -12,17 +12,18 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from rl_think_ext import __version__
 from rl_think_ext.data.asking import Asking, Question, Texts
 from rl_think_ext.data.card import Card, keep_apart, versions, whole_folder
-from rl_think_ext.data.cells import source_name
+from rl_think_ext.data.cells import source_name, storable
 from rl_think_ext.data.journal import Journal, key_of, open_journal
 from rl_think_ext.data.language import CONFIDENCE, LanguageFilter
 from rl_think_ext.data.lengths import Lengths, load_lengths
 from rl_think_ext.data.prompts import Prompt, PromptFilter
-from rl_think_ext.data.questions import PORTION, AskConfig, ChatAsker, draw_prompts, settings_of
+from rl_think_ext.data.questions import PORTION, AskConfig, ChatAsker, draw_prompts, not_drawn, settings_of
 from rl_think_ext.data.sources import Tally
 from rl_think_ext.data.tables import SFT, chat, write_rows
 from rl_think_ext.errors import UserError
@@ -63,8 +64,10 @@ class RLMTSFTDataConfig(AskConfig):
             raise UserError(
                 f"the teacher is asked for English: for `language` {self.language} give an instruction_file"
             )
-        if not self.temperature >= 0.0 or self.max_sequence_tokens < 1:
-            raise UserError("`temperature` is at least 0 and `max_sequence_tokens` at least 1")
+        if not 0.0 <= self.temperature < inf or self.max_sequence_tokens < 1:
+            raise UserError("`temperature` is a number from 0 on, and `max_sequence_tokens` at least 1")
+        if not all(0.0 <= (price or 0.0) < inf for price in (self.price_per_million_in, self.price_per_million_out)):
+            raise UserError("`price_per_million_in` and `price_per_million_out` are numbers from 0 on")
 
 
 def build(config: RLMTSFTDataConfig) -> Card:
@@ -157,9 +160,10 @@ class _Builder:
     def _counts(self, num_prompts: int, num_kept: int, asking: Asking) -> dict[str, float]:
         counts: dict[str, float] = {
             "rows read": self.tally.rows,
+            **not_drawn(self.tally, self.filter, num_prompts),
             "prompts asked about": num_prompts,
             "requests of this build": asking.num_asked,
-            "share of replies kept": round(num_kept / max(1, num_prompts), 4),
+            "share of replies kept": round(num_kept / max(1, num_prompts - asking.failures.total()), 4),
             "tokens read by the teacher": asking.prompt_tokens,
             "tokens written by the teacher": asking.completion_tokens,
         }
@@ -184,7 +188,10 @@ class _Builder:
             content_hash=digest,
             skipped_documents={reason: n for reason, n in sorted(left_out.items()) if n},
             skipped_positions={reason: n for reason, n in sorted(self.refused.items()) if n},
-            settings={**settings_of(self.config), "instruction_sha256": words},
+            settings={
+                **settings_of(self.config, bool(self.lengths), "max_sequence_tokens"),
+                "instruction_sha256": words,
+            },
             tokenizer=self.lengths.facts() if self.lengths else None,
             versions={"rl_think_ext": __version__, **versions(*packages)},
             counts=self.counts,
@@ -199,6 +206,8 @@ def judge(text: str, finished: bool, language: LanguageFilter | None = None) -> 
     >>> judge("<think>Add them.</think>4", True)[1]
     'no_open'
     """
+    if not storable(text):
+        return Parts(None, None, "no_open"), "lone surrogate"
     parts = split(text, "response", finished=finished)
     if parts.status != "ok" or parts.thought is None or parts.answer is None:
         return parts, str(parts.status)

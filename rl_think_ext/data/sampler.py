@@ -70,7 +70,7 @@ class LocalAsker:
     def _ids(self, question: Question, index: int, on_reply: OnReply) -> tuple[int, ...]:
         text = self.lengths.render(question.messages)
         if text is None:
-            on_reply(index, NO_RENDERING)
+            on_reply(index, f"{NO_RENDERING}: {self.lengths.refusals[-1]}")
             return ()
         return tuple(self.lengths.tokenizer(text, add_special_tokens=self._special)["input_ids"])
 

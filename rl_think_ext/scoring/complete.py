@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from rl_think_ext.scoring.likelihood import eval_mode, forward_arguments
 from rl_think_ext.scoring.sample import Inversion, Request, ends_of, uniforms
@@ -26,6 +27,25 @@ class Completion(NamedTuple):
     text: str
     finished: bool
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class _StopText:
+    """Says which rows have written a text; `start` is where the outputs begin.
+
+    transformers' own way (`stop_strings`) looks through the whole vocabulary first, and breaks where tokens are words.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    stop: str
+    start: int
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        """[rows, length] ids to [rows] bool."""
+        # A token is a character or more: so many hold all of the text that ends in the last one.
+        tail = input_ids[:, max(self.start, input_ids.shape[1] - len(self.stop)) :]
+        found = [self.stop in str(self.tokenizer.decode(row)) for row in tail.tolist()]
+        return torch.tensor(found, device=input_ids.device)
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Completer:
             eos_token_id=ends or None,
             pad_token_id=pad,
         )
-        extra = {"stop_strings": [self.stop], "tokenizer": self.tokenizer} if self.stop else {}
+        extra = {"stopping_criteria": [_StopText(self.tokenizer, self.stop, width)]} if self.stop else {}
         processors = [Inversion(numbers, width, self.temperature)]
         own, self.model.generation_config = self.model.generation_config, config
         try:
