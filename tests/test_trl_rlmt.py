@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rl_think_ext.errors import UserError
 from rl_think_ext.formats import render_zero
 from rl_think_ext.methods.rlmt import RLMTConfig
+from rl_think_ext.scoring.complete import StopText
 from rl_think_ext.trl import PreferenceScore, RLMTGRPOConfig, RLMTTrainer, ShapingTerm
 from rl_think_ext.trl.outputs import cut_behind, reader
 from rl_think_ext.trl.rlmt_checks import check_end_of_turn
@@ -372,6 +373,25 @@ def test_hazard_10_zero_rollouts_stop_at_the_response_without_vllm(tmp_path, pol
     assert logs(trainer, "completions/min_length") == [min(lengths)]
     assert logs(trainer, "completions/max_length") == [max(lengths)]
     assert "generate" not in vars(trainer.accelerator.unwrap_model(trainer.model_wrapped))
+
+
+def test_zero_rollouts_stop_where_tokens_are_words(tmp_path, reward_folder):
+    # transformers' own stop strings raise for the tokenizer of the miniature task; the instruction names the stop, too.
+    config = RLMTConfig(style="response-only", reward_model=str(reward_folder), max_failed_steps=9)
+    args = RLMTGRPOConfig(str(tmp_path), **TINY)
+    policy = str(Path(__file__).parents[1] / "recipes/rlmt/tiny/models/policy")
+    trainer = RLMTTrainer(policy, args, rlmt=config, train_dataset=rows())
+    trainer.train()
+    assert logs(trainer, "completions/mean_length")[0] > 1
+
+
+def test_a_stop_that_the_prompt_names_ends_nothing(policy_folder):
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    prompt, stop = tokenizer.encode("end with </response> a"), StopText(tokenizer, "</response>")
+    said = tokenizer.encode("b</response>")
+    for num in range(1, len(said) + 1):
+        found = stop(torch.tensor([[*prompt, *said[:num]]]), torch.empty(0))
+        assert found.tolist() == [num == len(said)]
 
 
 def test_cut_behind_keeps_the_token_that_ends_the_stop(policy_folder):

@@ -31,6 +31,8 @@ method, rlp or rlmt:
       num_target_tokens: 1
       baseline: ema
 
+or, in place of that block:
+
   rl_think:
     trainer: grpo                   # or sft: the warm start; dpo: preference pairs
     rlmt:

@@ -29,19 +29,21 @@ class Completion(NamedTuple):
     num_tokens: int
 
 
-@dataclass(frozen=True)
-class _StopText:
-    """Says which rows have written a text; `start` is where the outputs begin.
+@dataclass
+class StopText:
+    """Says which rows have written a text; `start` is where the outputs begin, None for one before the first call.
 
     transformers' own way (`stop_strings`) looks through the whole vocabulary first, and breaks where tokens are words.
     """
 
     tokenizer: PreTrainedTokenizerBase
     stop: str
-    start: int
+    start: int | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """[rows, length] ids to [rows] bool."""
+        if self.start is None:
+            self.start = input_ids.shape[1] - 1
         # A token is a character or more: so many hold all of the text that ends in the last one.
         tail = input_ids[:, max(self.start, input_ids.shape[1] - len(self.stop)) :]
         found = [self.stop in str(self.tokenizer.decode(row)) for row in tail.tolist()]
@@ -107,7 +109,7 @@ class Completer:
             eos_token_id=ends or None,
             pad_token_id=pad,
         )
-        extra = {"stopping_criteria": [_StopText(self.tokenizer, self.stop, width)]} if self.stop else {}
+        extra = {"stopping_criteria": [StopText(self.tokenizer, self.stop, width)]} if self.stop else {}
         processors = [Inversion(numbers, width, self.temperature)]
         own, self.model.generation_config = self.model.generation_config, config
         try:

@@ -128,7 +128,8 @@ class Endpoint:
             future.cancel()
         self.stats = call.finish()
         if (remark := call.remark()) and not at_exit:
-            _log.warning("%s%s: %s", shown_url(self.config.url), path, remark)
+            root = shown_url(self.config.url).rstrip("/").removesuffix("/v1")
+            _log.warning("%s%s: %s", root, path, remark)
         if call.latencies:
             self._answered.add(path)
         results = call.results()

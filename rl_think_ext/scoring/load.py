@@ -44,6 +44,8 @@ def explain(what: str, name: str, error: Exception) -> str:
     """Why a model or tokenizer could not be loaded, and what may be done about it, in one line."""
     cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     place = f"the folder {name}" if Path(name).is_dir() else f"`{name}` (no such folder here; taken as a hub name)"
+    if what == "tokenizer":
+        return f"could not load a tokenizer from {place}: {cause}"
     return (
         f"could not load a {what} from {place}: {cause} Weights must be safetensors; "
         "code from a repository runs only with `trust_remote_code: true` among the trainer's own keys."

@@ -108,13 +108,15 @@ def stops_at_text(trainer: GRPOTrainer) -> bool:
 def stopping_at(trainer: GRPOTrainer, text: str) -> Iterator[None]:
     """Let the transformers path stop at a text while the trainer samples.
 
-    Its own way (`stop_strings`) needs the tokenizer among the arguments of `generate`, where the trainer has no place
-    for one.
+    transformers' own way (`stop_strings`) needs the tokenizer among the arguments of `generate`, where the trainer has
+    no place for one, and breaks where tokens are words.
     """
-    from transformers import StoppingCriteriaList, StopStringCriteria
+    from transformers import StoppingCriteriaList
+
+    from rl_think_ext.scoring.complete import StopText
 
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer_of(trainer), [text])])
+    criteria = StoppingCriteriaList([StopText(tokenizer_of(trainer), text)])
     model.generate = partial(model.generate, stopping_criteria=criteria)
     try:
         yield
