@@ -103,7 +103,7 @@ def _ticks(low: float, high: float) -> list[float]:
     """Two to five round numbers between two others.
 
     >>> _ticks(-0.3, 1.2), _ticks(0.0, 870.0)
-    ([0.0, 1.0], [0.0, 500.0])
+    ([0.0, 0.5, 1.0], [0.0, 200.0, 400.0, 600.0, 800.0])
     """
     rough = (high - low) / 2
     power = 10.0 ** math.floor(math.log10(rough))
