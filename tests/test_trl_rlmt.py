@@ -21,6 +21,7 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.formats import render_zero
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.scoring.complete import StopText
+from rl_think_ext.scoring.preference import FIELDS, repetition
 from rl_think_ext.trl import PreferenceScore, RLMTGRPOConfig, RLMTTrainer, ShapingTerm
 from rl_think_ext.trl.outputs import cut_behind, reader
 from rl_think_ext.trl.rlmt_checks import check_end_of_turn
@@ -161,6 +162,25 @@ def test_metrics_are_those_of_the_batch(run):
         assert len(logs(trainer, f"rlmt/{name}")) == 1
 
 
+def test_f27_copies_and_repetition_are_logged(run):
+    question = "Name a colour that is neither red nor blue, please."
+
+    class Copies(Scripted):
+        said = (
+            f"<think>a</think>You say: {question}",
+            "<think>b</think>" + "Green. " * 12,
+            "<think>c</think>Green, I should say.",
+            f"<think>{question}",
+        )
+
+    trainer = run(Copies, data=rows().map(lambda row: {"prompt": [{"role": "user", "content": question}]}))
+    trainer.train()
+    assert logs(trainer, "rlmt/answer_copies_prompt") == [pytest.approx(1 / 3)]
+    shares = [repetition(text) for text in (f"You say: {question}", ("Green. " * 12).strip(), "Green, I should say.")]
+    assert shares[1] > 0.7 > shares[0] and shares[2] == 0.0
+    assert logs(trainer, "rlmt/answer_repetition") == [pytest.approx(sum(shares) / 3, abs=1e-5)]
+
+
 def test_f22_unscorable_outputs_leave_their_group(run, reward_folder):
     trainer = run(config={"malformed": "unscorable"})
     trainer.train()
@@ -279,7 +299,7 @@ def test_f33_a_prompt_of_text_needs_the_chat_beside_it(reward_folder):
 
 def test_f47_groups_within_the_noise_teach_nothing(run):
     trainer = run()
-    table = torch.full((8, 7), torch.nan)
+    table = torch.full((8, len(FIELDS)), torch.nan)
     table[:, 0] = torch.tensor([1.0, 1.001, 1.0005, 1.0, 1.0, 2.0, 3.0, float("nan")])
     table[:, 1] = 0.0
     rewards = trainer.preference._rewards(table, 0.002)

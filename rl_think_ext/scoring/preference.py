@@ -6,6 +6,7 @@ Nothing here knows a trainer. A thought leaves this file only in a record of the
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,19 @@ from rl_think_ext.methods.rlmt import STATUSES, RLMTConfig, reward_messages
 from rl_think_ext.records import Parts, Score
 from rl_think_ext.scoring.reward_model import RewardModel
 
-FIELDS = ("score", "malformed", "status", "thought_length", "answer_length", "unfinished", "num_cut")
+FIELDS = (
+    "score",
+    "malformed",
+    "status",
+    "thought_length",
+    "answer_length",
+    "unfinished",
+    "num_cut",
+    "repetition",
+    "copied",
+)
+# Characters from which a prompt that stands in an answer is no coincidence.
+COPY_LENGTH = 32
 
 
 class Output(NamedTuple):
@@ -32,7 +45,9 @@ class Preferences:
     """N outputs: their parts, their scores, and a table [N, len(FIELDS)] float32, NaN where there is no number.
 
     `malformed` is 1 where the settings score no answer because the form is not there; `status` is an index of
-    STATUSES; lengths are in tokens; `num_cut` counts the prompt's tokens that the reward model has no room for.
+    STATUSES; lengths are in tokens; `num_cut` counts the prompt's tokens that the reward model has no room for;
+    `repetition` is the share of an answer's bytes that compression saves, `copied` is 1 where the prompt's last message
+    stands in the answer word for word (F27).
     `stats` are the reward model's own of this call.
     """
 
@@ -86,6 +101,11 @@ class PreferenceScorer:
             self._lengths([part.answer for part in parts]),
             (float(not output.finished) for output in outputs),
             (float(score.metrics.get("num_cut", 0.0)) for score in scores),
+            (math.nan if part.answer is None else repetition(part.answer) for part in parts),
+            (
+                math.nan if part.answer is None else _copied(chat, part.answer)
+                for chat, part in zip(chats, parts, strict=True)
+            ),
             strict=True,
         )
         return Preferences(parts, scores, torch.tensor(list(rows), dtype=torch.float32).view(-1, len(FIELDS)), stats)
@@ -95,6 +115,21 @@ class PreferenceScorer:
         there = [text for text in texts if text is not None]
         found = iter(self.lengths(there) if there else ())
         return [math.nan if text is None else float(next(found)) for text in texts]
+
+
+def repetition(text: str) -> float:
+    """The share of a text's bytes that compression saves, from 0: it rises when a text says the same again and again.
+
+    >>> repetition("Blue."), repetition("Blue. " * 100) > 0.9
+    (0.0, True)
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    return max(0.0, 1.0 - len(zlib.compress(data, 1)) / max(1, len(data)))
+
+
+def _copied(chat: Sequence[Message], answer: str) -> float:
+    asked = chat[-1]["content"].strip() if chat else ""
+    return float(len(asked) >= COPY_LENGTH and asked in answer)
 
 
 def preference_metrics(table: torch.Tensor, stated_floor: float | None = None) -> dict[str, float]:
@@ -109,6 +144,8 @@ def preference_metrics(table: torch.Tensor, stated_floor: float | None = None) -
     metrics = {f"status/{name}": float((status == i).float().mean()) for i, name in enumerate(STATUSES)}
     for name in ("thought_length", "answer_length"):
         metrics[name] = float(column(table, name).nanmean())
+    metrics["answer_repetition"] = float(column(table, "repetition").nanmean())
+    metrics["answer_copies_prompt"] = float(column(table, "copied").nanmean())
     below = score < (-torch.inf if stated_floor is None else stated_floor)
     return metrics | {
         "truncated": float(column(table, "unfinished").mean()),
