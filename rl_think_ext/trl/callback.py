@@ -7,11 +7,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
-
 from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.scoring.ema import WeightAverage, trainable_checksum
-from rl_think_ext.trl.record import Record
+from rl_think_ext.trl.record_callback import RecordCallback
 
 if TYPE_CHECKING:
     from rl_think_ext.trl.rlp_reward import InformationGain
@@ -19,14 +17,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class RLPCallback(TrainerCallback):
+class RLPCallback(RecordCallback):
     """Follows one reward through one trainer's run, and no longer than the reward serves that trainer."""
 
     def __init__(self, reward: InformationGain, trainer: Any) -> None:
-        self.reward, self._trainer, self.alarms = reward, trainer, Alarms()
-        self.record = Record(trainer.args.output_dir, trainer.accelerator.process_index)
+        super().__init__(trainer, reward.describe, Alarms(), "rlp/")
+        self.reward = reward
         self._saved = 0
-        self._began = False
 
     @property
     def _averages(self) -> dict[str, WeightAverage]:
@@ -38,13 +35,6 @@ class RLPCallback(TrainerCallback):
         if self.reward.trainer is self._trainer:
             self.reward.restart()
             self.begin_record(state)
-
-    def begin_record(self, state: Any) -> None:
-        """Also called when the reward joins a run that has begun, as it does under the stock command."""
-        self._began = True
-        self.record.begin(state.global_step)
-        if state.is_world_process_zero:
-            self.record.describe(self.reward.describe())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called once per optimizer step, however many micro-batches it has."""
@@ -72,19 +62,11 @@ class RLPCallback(TrainerCallback):
             self._saved = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Keep the log and, on every rank, the batch behind it; raise alarms, each said once."""
-        # An evaluation without training leaves the record of the run that is there alone.
-        if not logs or not self._began:
-            return
-        if args.log_completions and "rlp/gain" in logs and self.reward.batch is not None:
-            self.record.rollouts(state.global_step, *self.reward.batch)
-        if not state.is_world_process_zero:
-            return
-        self.record.append("log.jsonl", {"step": state.global_step, **logs})
-        metrics = {key.removeprefix("rlp/"): value for key, value in logs.items()}
-        for text in self.alarms(metrics):
-            logger.warning("step %d: %s", state.global_step, text)
-            self.record.append("alarms.jsonl", {"step": state.global_step, "alarm": text})
+        """Keep on every rank the batch behind a log, and in the main process the log."""
+        batch = self.reward.batch
+        if logs and self._began and args.log_completions and "rlp/gain" in logs and batch is not None:
+            self.record.rollouts(state.global_step, *batch)
+        super().on_log(args, state, control, logs, **kwargs)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Every rank leaves the checksums of its weights: they have to be equal."""

@@ -78,7 +78,6 @@ class PreferenceScore:
         tokenizer = host.tokenizer_of(trainer)
         self._prefilled = rlmt_checks.check_run(trainer, self.config, tokenizer)
         self._read = outputs.reader(tokenizer, trainer.eos_token_ids, trainer.max_completion_length)
-        self._trainer = trainer
         self.scorer = PreferenceScorer(
             self.config,
             load_reward_model(
@@ -89,6 +88,8 @@ class PreferenceScore:
             ),
             lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]],
         )
+        # Only now: a trainer whose reward model could not be loaded is not bound.
+        self._trainer = trainer
         self.restart()
         callbacks = trainer.callback_handler.callbacks
         if not any(isinstance(callback, RLMTCallback) and callback.reward is self for callback in callbacks):

@@ -58,11 +58,9 @@ def policy_tokenizer(given: Any, rlmt: RLMTConfig | None = None) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     chat_prompt(tokenizer, messages_of("1 + 1 =", "the probe"))
-    ends = (
-        {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(given.args.eos_token or tokenizer.eos_token)}
-        if (hasattr(given.args, "eos_token"))
-        else {tokenizer.eos_token_id}
-    )
+    ends = [tokenizer.eos_token_id]
+    if own := getattr(given.args, "eos_token", None):
+        ends.append(tokenizer.convert_tokens_to_ids(own))
     checks.warn_all(check_end_of_turn(tokenizer, ends))
     return tokenizer
 
