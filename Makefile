@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself; `make` alone explains them.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint bench cuda sanitize browser servers mutants clean
+.PHONY: help setup demo test test-slow lint gpu-resolve bench cuda sanitize browser servers mutants clean
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -52,6 +52,9 @@ lint: $(COMPILED) ## ruff, formatting (C++ too), types, import rules
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+gpu-resolve: $(READY) ## ask pip whether constraints-gpu.txt fits together; needs an index (ARGS=--write resolves anew)
+	@$(BIN)/python tests/gpu_set.py $(ARGS)
 
 bench: $(COMPILED) ## time the kernels against their peers (ARGS goes to benchmarks/logprob.py; others: benchmarks/)
 	@$(BIN)/python benchmarks/logprob.py $(ARGS)

@@ -122,3 +122,12 @@ def is_local(host: str) -> bool:
     except ValueError:
         return host in ("", "localhost")
     return ip.is_loopback or ip.is_unspecified
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The Ray cluster of all runs of verl's loop (tests/verl_runs.py)."""
+    from verl_runs import cluster
+
+    with cluster():
+        yield

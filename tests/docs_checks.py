@@ -62,6 +62,8 @@ def check_words(words: Sequence[str], where: str) -> None:
         assert first in targets, f"{where}: the Makefile has no target {first}"
     elif program == "pip":
         check_install(words[2:], where)
+    elif program == "ray":
+        check_ray(words[1:], where)
     elif program == "trl":
         assert first == "grpo", f"{where}: trl has another command for this, grpo"
     elif "-m" in words:
@@ -104,6 +106,17 @@ def check_install(words: Sequence[str], where: str) -> None:
             asked = Requirement(re.sub(r"^\.(?=\[|$)", project["name"], word))
             assert asked.name in known, f"{where}: {asked.name} is no dependency of this project"
             assert asked.extras <= extras.keys(), f"{where}: there is no extra {sorted(asked.extras)}"
+
+
+def check_ray(words: Sequence[str], where: str) -> None:
+    """The command of Ray and its flags exist."""
+    from ray.scripts.scripts import cli as ray
+
+    assert words[0] in ray.commands, f"{where}: ray has no command {words[0]}"
+    known = {name for option in ray.commands[words[0]].params for name in option.opts}
+    for word in words[1:]:
+        flag = word.partition("=")[0]
+        assert not flag.startswith("--") or flag in known, f"{where}: `ray {words[0]}` has no flag {flag}"
 
 
 def check_links(page: Path) -> None:

@@ -21,7 +21,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ("sh", "python", "yaml", "json", "text")
 # Commands that are looked at where they stand within a sentence, too.
-PROGRAMS = ("rl-think", "make", "python", "pip", "trl", "torchrun")
+PROGRAMS = ("rl-think", "make", "python", "pip", "trl", "torchrun", "ray")
+# Their words are checked, and they are not run: one installs, the other starts servers that stay.
+NOT_RUN = ("pip", "ray")
 _FENCE = re.compile(r"^```(\S*)[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"# ([\w/.-]+\.(?:yaml|py))\b")
 _BEHIND_OUTPUT = re.compile(r"--(?:output|select)[= ](\S+)")

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 import yaml
 from docs_checks import check_block, check_links, check_words, kind_of, starts_a_run
-from docs_runner import ROOT, Block, Command, Machine, Prop, Stage, blocks, commands, rule_of, spans
+from docs_runner import NOT_RUN, ROOT, Block, Command, Machine, Prop, Stage, blocks, commands, rule_of, spans
 
 from rl_think_ext.errors import UserError
 
@@ -43,6 +43,7 @@ WORDS = {
     "max_completion_length: 2048": "max_completion_length: 8",
     "out/rlp/checkpoint-100": "out/rlp/checkpoint-2",
     "my_org/my_policy": "recipes/rlmt/tiny/models/policy",
+    "my_org/my_reward_model": "recipes/rlmt/tiny/models/reward",
     "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": "recipes/rlmt/tiny/models/reward",
     "server: http://localhost:8000": "backend: local",
     "max_completion_length: 4096": "max_completion_length: 48",
@@ -56,8 +57,12 @@ TINY = f"{SMALL} --max_completion_length 8 --per_device_train_batch_size 8 --num
 RLMT_TINY = f"{SMALL} --per_device_train_batch_size 8 --num_generations 4"
 # The tiny model's weights are random: its thoughts hardly move a prediction.
 FEW = "--num-thoughts 8 --max-thought-tokens 8 --max-positions 24 --min-gain 0.000001"
+MAIN_PPO = "python -m verl.trainer.main_ppo"
 COMMANDS = (
     Command("pip install"),  # its extras and requirements are read; nothing is installed
+    Command("ray start"),  # its flags are read; nothing is started
+    # Composed by hydra and checked as a run's start does; nothing is started (verl_compose.py).
+    Command(MAIN_PPO, slow=True),
     Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),
     Command("make test", "ARGS='--collect-only -q tests/test_segment.py'"),
     Command("rl-think data rlmt-dpo", "--num-prompts 48 --min-parsed 2", slow=True),
@@ -139,6 +144,9 @@ PROPS = {
     "my_instruction.txt": Prop(instruction),
     "rlp.yaml": Prop(stock_settings),
     "run.yaml": Prop(run_of_readme, brings=("models/tiny", "data/rlp")),
+    "data/rlmt": left_by(
+        "rl-think data rlmt --input my_prompts.jsonl --output data/rlmt --test-share 0.2", "my_prompts.jsonl"
+    ),
     "data/rlp": left_by(
         "rl-think data rlp --input my_texts.jsonl --output data/rlp --tokenizer models/tiny",
         "my_texts.jsonl",
@@ -219,7 +227,7 @@ def run(block: Block, stage: Stage) -> None:
     if block.language == "sh":
         stage.dress(block)
         for words in commands(block):
-            if words[0] != "pip":
+            if words[0] not in NOT_RUN:
                 stage.run(on_the_wire(words, stage, block), block.name)
     elif starts_a_run(block) and not is_used(block):
         stage.dress(block)
@@ -235,6 +243,8 @@ def is_used(block: Block) -> bool:
 def on_the_wire(words: list[str], stage: Stage, block: Block) -> list[str]:
     rule = rule_of(words, COMMANDS, block.name)
     sent = [MACHINE.adapted(word) for word in words] + shlex.split(rule.behind)
+    if " ".join(words[:3]) == MAIN_PPO:
+        sent[1:3] = ["tests/verl_compose.py"]
     # .venv is ready, whatever the times of the files say: nothing is installed here.
     return [sent[0], "-o", ".venv/.ready", *sent[1:]] if sent[0] == "make" else sent
 
@@ -286,6 +296,12 @@ BROKEN = {
     "a command that fails": ("sh", f"rl-think {DATA.replace('my_texts', 'nowhere')}", "ended with 1:.*nowhere.jsonl"),
     "no such extra": ("sh", "pip install -e '.[tlr]'", "there is no extra"),
     "no such package": ("sh", "pip install trol", "trol is no dependency"),
+    "no such flag of Ray": ("sh", "ray start --haed --port=6379", "has no flag --haed"),
+    "no such key of verl": (
+        "sh",
+        f"{MAIN_PPO} data.trian_files=a",
+        "ended with 1:.*Could not override 'data.trian_files'",
+    ),
     "no such target": ("sh", "make dmo", "nobody knows how to run `make dmo`"),
     "a shell": ("sh", "rl-think doctor | cat", "needs a shell"),
     "no such setting": ("yaml", "rlp:\n  baselin: ema", "did you mean `baseline`"),

@@ -133,6 +133,22 @@ def plugin_imports_what_is_not_there(place, patch):
     return []
 
 
+def verl_untested(place, patch):
+    distribution(place / "site", patch, "verl", "0.10.0")
+    return []
+
+
+def verl_name_that_cannot_be_imported(place, patch):
+    patch.setitem(sys.modules, "rl_think_ext.verl.rlmt_reward", None)
+    patch.setattr("rl_think_ext.verl.plugin.FAILURES", [])
+    return []
+
+
+def verl_told_to_leave_our_plugin_out(place, patch):
+    patch.setenv("VERL_USE_EXTERNAL_PLUGINS", "late,others")
+    return []
+
+
 def file_is_no_yaml(place, patch):
     (place / "run.yaml").write_text("model_name_or_path: [unclosed\n")
     return [place / "run.yaml"]
@@ -314,6 +330,9 @@ SETUPS = {
     no_kernels: ("warn", "The compiled kernels are not there (No module named '_native')"),
     plugin_raises: ("broken", "The plugin `evil` (evil_plugin) raises RuntimeError"),
     plugin_imports_what_is_not_there: ("broken", "No module named 'surely_not_installed'"),
+    verl_untested: ("warn", "verl 0.10.0 is not the tested 0.9.1"),
+    verl_name_that_cannot_be_imported: ("broken", "RLMTRewardManager cannot be used under verl"),
+    verl_told_to_leave_our_plugin_out: ("warn", "VERL_USE_EXTERNAL_PLUGINS=late,others leaves rl_think out"),
     file_is_no_yaml: ("broken", "run.yaml, line 2: not plain YAML"),
     file_is_not_there: ("broken", "gone.yaml: No such file"),
     key_given_twice: ("broken", "run.yaml, line 2: the key `max_steps` is given twice"),

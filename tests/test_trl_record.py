@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset
 
 from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.run_record import plain
 from rl_think_ext.tiny import PROGRAMS_MODEL
 from rl_think_ext.tiny.programs import rl_rows
 from rl_think_ext.trl import InformationGain, ThinkGRPOConfig, ThinkGRPOTrainer
-from rl_think_ext.trl.record import arguments, plain
+from rl_think_ext.trl.announce import arguments
 
 trl = pytest.importorskip("trl")
 

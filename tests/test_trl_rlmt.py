@@ -20,11 +20,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from rl_think_ext.errors import UserError
 from rl_think_ext.formats import render_zero
 from rl_think_ext.methods.rlmt import RLMTConfig
+from rl_think_ext.scoring.chat_prompt import check_end_of_turn
 from rl_think_ext.scoring.complete import StopText
+from rl_think_ext.scoring.outputs import cut_behind, reader
 from rl_think_ext.scoring.preference import FIELDS, repetition
 from rl_think_ext.trl import PreferenceScore, RLMTGRPOConfig, RLMTTrainer, ShapingTerm
-from rl_think_ext.trl.outputs import cut_behind, reader
-from rl_think_ext.trl.rlmt_checks import check_end_of_turn
 from rl_think_ext.trl.rlmt_reward import TIME_SHARE
 
 trl = pytest.importorskip("trl")

@@ -47,6 +47,12 @@ METHODS = {
         "preference pairs: several outputs of a policy, the best against the worst by a reward model",
         "--input data/rlmt --output data/rlmt-dpo --model out/sft --reward-model models/reward",
     ),
+    "verl": Method(
+        "rl_think_ext.data.verl_rows",
+        "VerlDataConfig",
+        "a folder of rlp or rlmt once more, in the columns that verl's own dataset class reads",
+        "--input data/rlp --output data/rlp-verl",
+    ),
 }
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlp import RLPConfig
-from rl_think_ext.template import OPEN_TAG, TagIds
+from rl_think_ext.template import OPEN_TAG, TagIds, canonical_closing, close_thought
+
+if TYPE_CHECKING:
+    from rl_think_ext.scoring.gain import Rollout
 
 Ids = tuple[int, ...]
 
@@ -66,9 +69,13 @@ class Reader:
     def prompt(self, row: Mapping[str, Any], context: Ids, where: str) -> Ids:
         """The ids that the policy reads: with ids, what asks for a thought is put around them; else the prompt's own.
 
+        A row that was read before says them itself, as `prompt_ids`.
+
         Raises:
             UserError: a prompt that was built for another way of asking than the settings say.
         """
+        if row.get("prompt_ids") is not None:
+            return self._ids(row["prompt_ids"], "prompt_ids", where)
         text = row["prompt"]
         if text.endswith(OPEN_TAG) != (self.config.elicit == "prefill"):
             raise UserError(
@@ -86,6 +93,25 @@ class Reader:
         # The tokenizer's first special token stays first.
         bos = context[:1] if context[0] == self.tokenizer.bos_token_id else ()
         return (*bos, *self._plain(before), *context[len(bos) :], *self._plain(behind))
+
+    def rollout(self, row: Mapping[str, Any], completion: Sequence[int], ends: Sequence[int], where: str) -> Rollout:
+        """What was sampled for a row, ready to be scored.
+
+        Args:
+            row: A row of the dataset.
+            completion: The ids that were sampled behind its prompt.
+            ends: The ids that end a text.
+            where: What to call the row in a complaint.
+
+        Raises:
+            UserError: no usable context, target or prompt in the row.
+        """
+        from rl_think_ext.scoring.gain import Rollout  # brings torch
+
+        closing = canonical_closing(completion, self.tags, self.tokenizer)
+        thought = close_thought(closing, self.tags, ends, self.config.elicit == "prefill")
+        context = self.context(row, where)
+        return Rollout(self.prompt(row, context, where), context, self.target(row, where), thought)
 
     def _plain(self, text: str) -> Ids:
         return self._encode(text, False) if text else ()

@@ -30,10 +30,13 @@ class ReplayConfig:
     rl-think replay out/rlp --set baseline=none num_target_tokens=1 --steps 1,50
 
     rl-think replay out/rlp --model out/rlp/checkpoint-100 --steps last
+
+    rl-think replay out/rlp-verl/dumps --set baseline=none
     """
 
     run: tyro.conf.Positional[Path]
-    """output_dir of a run that trained with `log_completions: true`."""
+    """output_dir of a run that trained with `log_completions: true`; of verl's trainer `rlp` its default_local_dir or
+    its rollout_data_dir."""
     model: str | None = None
     """Folder or hub name of the model that scores; without it the run's start."""
     set: list[str] = field(default_factory=list)

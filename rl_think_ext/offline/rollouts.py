@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from rl_think_ext.errors import UserError
+from rl_think_ext.offline.dumps import about_dumps, dumped_steps, read_about, read_dump
 
 IDS = ("prompt_ids", "context_ids", "target_ids", "completion_ids")
+_SCORES = ("reasoned", "gain", "unscorable")
 _FILE = re.compile(r"(\d+)\.rank(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder `rl_think`, its run.json, and its rollouts: files by step, in the order of the ranks."""
+    """A run's folder `rl_think`, its run.json, and its rollouts: files by step, in the order of the ranks.
+
+    For verl's dumps the folder is theirs.
+    """
 
     folder: Path
     about: Mapping[str, Any]
@@ -25,22 +29,20 @@ class Run:
 
     @classmethod
     def of(cls, folder: Path) -> Run:
-        """Find the rollouts of an output_dir.
+        """Find the rollouts of an output_dir, of verl's default_local_dir, or of verl's rollout_data_dir.
 
         Raises:
             UserError: no run there, or one that kept no rollouts.
         """
+        if dumped := dumped_steps(folder):
+            return cls(folder, about_dumps(folder), dumped)
         inner = folder if folder.name == "rl_think" else folder / "rl_think"
-        try:
-            about = json.loads((inner / "run.json").read_text(encoding="utf-8"))
-        except OSError as error:
+        if not (inner / "run.json").is_file():
             raise UserError(
-                f"{folder} is no run's folder: there is no {inner / 'run.json'}. Give the run's output_dir"
-            ) from error
-        except ValueError as error:
-            raise UserError(f"{inner / 'run.json'} is not JSON: {error}") from error
-        if not isinstance(about, dict):
-            raise UserError(f"{inner / 'run.json'} holds no settings of a run, but a {type(about).__name__}")
+                f"{folder} is no run's folder: there is no {inner / 'run.json'}. Give the run's output_dir (TRL), its "
+                "default_local_dir or its rollout_data_dir (verl)"
+            )
+        about = read_about(inner / "run.json")
         count = about.get("num_processes")
         found: dict[int, list[tuple[int, Path]]] = {}
         for path in (inner / "rollouts").glob("*.parquet"):
@@ -50,7 +52,8 @@ class Run:
                 found.setdefault(int(match[1]), []).append((int(match[2]), path))
         if not found:
             raise UserError(
-                f"{folder} kept no rollouts: train with `log_completions: true`, and they are written at every log"
+                f"{folder} kept no rollouts: train with `log_completions: true` (under verl "
+                "rl_think.log_completions=true), and they are written at every log"
             )
         steps = {step: [path for _, path in sorted(files)] for step, files in sorted(found.items())}
         return cls(inner, about, steps)
@@ -93,11 +96,14 @@ class Run:
 
         rows: list[dict[str, Any]] = []
         for path in self.steps[step]:
+            if path.suffix == ".jsonl":
+                rows += read_dump(path, IDS, _SCORES)
+                continue
             try:
                 table = pq.read_table(path)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"could not read {path} as Parquet: {str(error).splitlines()[0]}") from error
-            for column in (*IDS, "reasoned", "gain", "unscorable"):
+            for column in (*IDS, *_SCORES):
                 if column not in table.column_names:
                     raise UserError(f"{path} has no column `{column}`; there are {', '.join(table.column_names)}")
             rows += table.to_pylist()

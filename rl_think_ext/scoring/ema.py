@@ -27,20 +27,28 @@ class WeightAverage:
     Args:
         model: The model itself, not a wrapper; its parameters are read and, inside `swapped_in`, written.
         decay: tau, from 0 to 1.
+        shards: Average this process's part of weights that FSDP2 has split; `checksum`, `distance` and the files are
+            then of that part.
 
     Raises:
-        UserError: weights that are sharded over processes (ZeRO-3, FSDP): averaging them is not supported yet.
+        UserError: weights that are split over processes, and `shards` does not say so or the way is not FSDP2.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        refuse_sharded(model)
-        self.decay, self.updates = decay, 0
+    def __init__(self, model: nn.Module, decay: float, *, shards: bool = False) -> None:
+        refuse_sharded(model, but_fsdp2=shards)
+        self.model, self.decay, self.updates = model, decay, 0
         # named_parameters() names tied weights once.
-        self._weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = [name for name, p in model.named_parameters() if p.requires_grad]
         # float32 whatever the weights are: at tau = 0.999 a bf16 average stands still.
         self.average: dict[str, Tensor] = {
             name: p.detach().to(torch.float32, copy=True) for name, p in self._weights.items()
         }
+
+    @property
+    def _weights(self) -> dict[str, Tensor]:
+        """The weights that train, looked up anew: a trainer may have moved or split them since."""
+        weights = local_weights(self.model)
+        return {name: weights[name] for name in self._names}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -188,18 +196,37 @@ def bits(weights: Mapping[str, Tensor]) -> int:
 
 
 def trainable_checksum(model: nn.Module) -> float:
-    """The checksum of the weights that train."""
-    return checksum({name: p for name, p in model.named_parameters() if p.requires_grad})
+    """The checksum of the weights that train, of this process's part where they are split."""
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    return checksum({name: p for name, p in local_weights(model).items() if name in trained})
 
 
-def refuse_sharded(model: nn.Module) -> None:
+@torch.no_grad()
+def local_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A model's weights by name as this process holds them; of what FSDP2 has split, this process's part.
+
+    What a forward has gathered is let go first: the next forward would not see what is written to a part meanwhile.
+    """
+    for module in model.modules():
+        reshard: Any = getattr(module, "reshard", None)
+        if callable(reshard):
+            reshard()
+    weights = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in model.named_parameters()}
+    # A copy of weights to the host may still be under way.
+    if torch.cuda.is_available() and any(weight.device.type == "cpu" for weight in weights.values()):
+        torch.cuda.synchronize()
+    return weights
+
+
+def refuse_sharded(model: nn.Module, but_fsdp2: bool = False) -> None:
     """Refuse aloud what would silently average nothing.
 
     Raises:
-        UserError: a parameter that ZeRO-3 or FSDP2 has split over processes.
+        UserError: a parameter that ZeRO-3 or FSDP has split over processes, or FSDP2 unless that is allowed.
     """
     for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id") or hasattr(parameter, "to_local") or "_flat_param" in name:
+        split = hasattr(parameter, "to_local") and not but_fsdp2
+        if hasattr(parameter, "ds_id") or split or "_flat_param" in name:
             raise UserError(
                 f"the weights are sharded over processes ({name}): scoring and averaging over shards is not supported "
                 "yet. Use DDP, ZeRO-1 or ZeRO-2."

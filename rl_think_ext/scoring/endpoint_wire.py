@@ -46,6 +46,12 @@ def shown_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def public(config: Any) -> dict[str, Any]:
+    """The settings as they may be printed and stored: an address without its password or key (F39)."""
+    values = dict(vars(config))
+    return values | {name: shown_url(values[name]) for name in ("server",) if values.get(name)}
+
+
 class Wire:
     """The connections to one server, `limit` of them, each carrying one request at a time; lives on one event loop.
 

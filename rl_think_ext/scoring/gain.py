@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rl_think_ext.methods.rlp import RLPConfig, information_gain, spread, target_value
 from rl_think_ext.records import Score
-from rl_think_ext.scoring.likelihood import Likelihood, Query, Scored
+from rl_think_ext.scoring.likelihood import Query, Scored
 from rl_think_ext.template import TagIds, ThoughtIds
 
 REASONS = (
@@ -83,7 +83,7 @@ class GainScorer:
 
     Args:
         config: The method's settings.
-        likelihood: Scores queries under the policy's weights of the moment.
+        likelihood: Scores queries under the policy's weights of the moment, as `likelihood.Likelihood` does.
         tags: The ids of the tags.
         baseline: Enters the baseline's weights; None for the live policy.
         frozen: Enters the start's weights; None to leave the frozen gain out.
@@ -93,7 +93,7 @@ class GainScorer:
     def __init__(
         self,
         config: RLPConfig,
-        likelihood: Likelihood,
+        likelihood: Callable[..., Scored],
         tags: TagIds,
         baseline: Callable[[], AbstractContextManager[None]] | None = None,
         frozen: Callable[[], AbstractContextManager[None]] | None = None,

@@ -110,18 +110,9 @@ class Likelihood:
         labels, mask = _left_padded([q.target for q in batch], 0)
         logits = self._logits(ids.to(self.device), seen.to(self.device), labels.shape[1])
         labels, mask = labels.to(logits.device), mask.to(logits.device).bool()
+        rows, first = torch.arange(len(batch), device=mask.device), mask.int().argmax(-1)
         # Without a mask no row is copied.
-        plain = masked_logprob(logits, labels, None if bool(mask.all()) else mask)
-        assert isinstance(plain, Tensor)
-        restricted, hit = plain, _is_best(logits, labels)
-        if forbid_first is not None:
-            rows, first = torch.arange(len(batch), device=mask.device), mask.int().argmax(-1)
-            logits_first = logits[rows, first]  # a copy, in the model's own dtype
-            logits_first[:, forbid_first] = -torch.inf
-            restricted = plain.clone()
-            restricted[rows, first] = masked_logprob(logits_first, labels[rows, first])  # type: ignore[assignment]
-            hit[rows, first] = _is_best(logits_first, labels[rows, first])
-        return torch.stack([plain, restricted, hit]).cpu()
+        return target_scores(logits, labels, None if bool(mask.all()) else mask, (rows, first), forbid_first).cpu()
 
     def _logits(self, ids: Tensor, seen: Tensor, width: int) -> Tensor:
         """[rows, width, V]: the head on the last `width` positions only, where the model can do that."""
@@ -146,6 +137,29 @@ class Likelihood:
         if text not in self._warned:
             self._warned.append(text)
             warnings.warn(text, stacklevel=2)
+
+
+def target_scores(
+    logits: Tensor, labels: Tensor, mask: Tensor | None, first: tuple[Tensor, ...], forbid_first: int | None
+) -> Tensor:
+    """The fields of Scored out of logits, at temperature 1: [3, ...] float32.
+
+    Args:
+        logits: [..., V] in the model's own dtype.
+        labels: [...] targets; `mask` [...] bool, True at targets, or None for all.
+        first: The index of each row's first target, as it would be written in brackets.
+        forbid_first: An id that is taken out of the distribution there, or None.
+    """
+    plain = masked_logprob(logits, labels, mask)
+    assert isinstance(plain, Tensor)
+    restricted, hit = plain, _is_best(logits, labels)
+    if forbid_first is not None:
+        logits_first = logits[first]  # a copy
+        logits_first[:, forbid_first] = -torch.inf
+        restricted = plain.clone()
+        restricted[first] = masked_logprob(logits_first, labels[first])  # type: ignore[assignment]
+        hit[first] = _is_best(logits_first, labels[first])
+    return torch.stack([plain, restricted, hit])
 
 
 def _is_best(logits: Tensor, labels: Tensor) -> Tensor:

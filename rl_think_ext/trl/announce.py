@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
-from rl_think_ext.trl.record import FOLDER, arguments, dataset
+from rl_think_ext.run_record import FOLDER, dataset
+from rl_think_ext.scoring.endpoint_wire import public
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
+
+# They say nothing about what was trained, or only repeat where it lies or what others say.
+_NO_ARGUMENT = ("output_dir", "logging_dir", "run_name", "model_init_kwargs", "accelerator_config")
 
 
 def announce(trainer: GRPOTrainer, method: str, config: Any, source: str) -> None:
@@ -39,14 +44,6 @@ def announce(trainer: GRPOTrainer, method: str, config: Any, source: str) -> Non
             raise UserError(f"cannot write to output_dir {folder}: {error.strerror}. Choose another one.") from error
 
 
-def public(config: Any) -> dict[str, Any]:
-    """The settings as they may be printed and stored: an address without its password or key (F39)."""
-    from rl_think_ext.scoring.endpoint_wire import shown_url
-
-    values = dict(vars(config))
-    return values | {name: shown_url(values[name]) for name in ("server",) if values.get(name)}
-
-
 def describe(trainer: GRPOTrainer, method: str, config: Any, source: str, dataset_name: str | None) -> dict[str, Any]:
     """What run.json says about a run."""
     return {
@@ -60,3 +57,14 @@ def describe(trainer: GRPOTrainer, method: str, config: Any, source: str, datase
         "num_processes": trainer.accelerator.num_processes,
         "dataset": dataset(trainer.train_dataset, dataset_name),
     }
+
+
+def arguments(args: Any) -> dict[str, Any]:
+    """TRL's arguments that differ from their defaults; secrets are masked by the trainer's own to_dict."""
+    shown, kept = args.to_dict(), {}
+    for f in dataclasses.fields(args):
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        value = getattr(args, f.name, None)
+        if f.init and value is not None and value != default and f.name not in _NO_ARGUMENT:
+            kept[f.name] = shown.get(f.name)
+    return kept

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rl_think_ext.trl.record import Record
+from rl_think_ext.run_record import Record
 
 logger = logging.getLogger(__name__)
 

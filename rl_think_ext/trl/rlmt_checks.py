@@ -6,10 +6,9 @@ from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
-from rl_think_ext.template import CLOSE_TAG, OPEN_TAG
+from rl_think_ext.scoring.chat_prompt import PROBE, chat_prompt, check_end_of_turn, check_thought
+from rl_think_ext.template import OPEN_TAG
 from rl_think_ext.trl import checks, host
-
-_PROBE = [{"role": "user", "content": "1 + 1 ="}]
 
 
 def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
@@ -39,60 +38,16 @@ def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
             f"style {config.style} needs chats in the column `prompt`, and it holds text: that is the frame of a raw "
             "base model, whose styles are response and response-only"
         )
-    prompt = chat_prompt(tokenizer, _PROBE, **(args.chat_template_kwargs or {})).rstrip()
-    _check_thought(prompt, config.style)
+    prompt = chat_prompt(tokenizer, PROBE, **(args.chat_template_kwargs or {})).rstrip()
+    check_thought(prompt, config.style, "chat_template_kwargs")
     checks.warn_all(check_end_of_turn(tokenizer, trainer.eos_token_ids))
     return prompt.endswith(OPEN_TAG)
-
-
-def _check_thought(prompt: str, style: str) -> None:
-    """Refuse a template that thinks where the style does not, or has thought before the policy begins.
-
-    Raises:
-        UserError: naming the end of the prompt and what to do.
-    """
-    wrong = {"none": OPEN_TAG, "think": CLOSE_TAG}[style]
-    if prompt.endswith(wrong):
-        what = "what the policy thinks there would be scored as its answer" if style == "none" else "no thought follows"
-        raise UserError(
-            f"style {style}: the chat template ends its prompt with {prompt[-40:]!r}, so {what}. Say "
-            f"`chat_template_kwargs: {{enable_thinking: {str(style == 'think').lower()}}}` where the template knows "
-            "it, or give the policy's tokenizer another template."
-        )
-
-
-def chat_prompt(tokenizer: Any, messages: Any, **options: Any) -> str:
-    """A chat in the policy's own template, up to where the answer begins.
-
-    Raises:
-        UserError: a tokenizer without a chat template.
-    """
-    if not tokenizer.chat_template:
-        raise UserError(
-            "the policy's tokenizer has no chat template: a raw base model takes `style: response` (or response-only), "
-            "a warm start brings the template of its fine-tuning (`chat_template_path:` there)"
-        )
-    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options))
-
-
-def check_end_of_turn(tokenizer: Any, ends: Any) -> list[str]:
-    """A warning where an assistant's turn ends with a token at which sampling would not end."""
-    said = [*_PROBE, {"role": "assistant", "content": "2"}]
-    text = str(tokenizer.apply_chat_template(said, tokenize=False))
-    behind = text[text.rindex("2") + 1 :].strip() if "2" in text else ""
-    ids = tokenizer.encode(behind, add_special_tokens=False) if behind else []
-    if not ids or ids[0] in ends:
-        return []
-    return [
-        f"the chat template ends an assistant's turn with {behind!r}, and sampling does not end there: every output "
-        f"runs into the length limit. Add {ids[0]} to `eos_token_id` in the model's generation_config.json"
-    ]
 
 
 def _first_chat(rows: Any) -> Any:
     """The first row's prompt where it is a chat; None where it is text."""
     if rows is None:
-        return _PROBE
+        return PROBE
     row = next(iter(rows), None)
     prompt = (row or {}).get("prompt")
     return None if isinstance(prompt, str) else prompt

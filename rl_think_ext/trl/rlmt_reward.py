@@ -11,10 +11,12 @@ import torch
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.messages import messages_of
-from rl_think_ext.methods.rlmt import RLMTConfig, group_statistics, with_floor, without_noise
-from rl_think_ext.scoring.preference import Output, Preferences, PreferenceScorer, column, preference_metrics
+from rl_think_ext.methods.rlmt import RLMTConfig
+from rl_think_ext.scoring import outputs
+from rl_think_ext.scoring.preference import Output, Preferences, PreferenceScorer
+from rl_think_ext.scoring.preference_step import paid, step_metrics
 from rl_think_ext.scoring.reward_model import load_reward_model
-from rl_think_ext.trl import host, outputs, rlmt_checks
+from rl_think_ext.trl import host, rlmt_checks
 from rl_think_ext.trl.announce import announce, describe
 from rl_think_ext.trl.rlmt_callback import RLMTCallback
 
@@ -179,10 +181,7 @@ class PreferenceScore:
 
     def _rewards(self, table: torch.Tensor, noise: float) -> torch.Tensor:
         """What every sample of all ranks is paid, [B], NaN where nothing is."""
-        scores = column(table, "score")
-        if self.config.malformed == "floor":
-            scores = with_floor(scores, column(table, "malformed") > 0, self.config.floor)
-        return scores if self._trainer is None else without_noise(scores, self._group_size(), noise)
+        return paid(table, self.config, None if self._trainer is None else self._group_size(), noise)
 
     def _count_failures(self, rewards: torch.Tensor) -> None:
         """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is.
@@ -202,12 +201,7 @@ class PreferenceScore:
     ) -> None:
         assert self.last is not None
         size, now = self._group_size(), time.monotonic()
-        metrics = dict(preference_metrics(table, self.config.floor))
-        metrics |= group_statistics(column(table, "score"), size)
-        # What a group teaches is told by what it is paid: noise is flattened there, and a floor can tell it apart.
-        metrics["zero_variance_groups"] = group_statistics(rewards, size)["zero_variance_groups"]
-        metrics["unscorable"] = float(rewards.isnan().float().mean())
-        metrics["score_noise"] = noise
+        metrics = step_metrics(table, rewards, self.config, size, noise)
         metrics["scoring_seconds"] = now - started
         metrics["scoring_share"] = (now - started) / max(now - self._finished, 1e-9)
         self._finished = now

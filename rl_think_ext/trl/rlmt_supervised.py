@@ -17,10 +17,10 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.formats import read_instruction, zero_chat_template
 from rl_think_ext.messages import messages_of
 from rl_think_ext.methods.rlmt import RLMTConfig
+from rl_think_ext.scoring.chat_prompt import chat_prompt, check_end_of_turn
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import OPEN_TAG, Style, join, split
 from rl_think_ext.trl import checks
-from rl_think_ext.trl.rlmt_checks import chat_prompt, check_end_of_turn
 
 _LIMIT = "Tokens of a row, the prompt included. A longer row is left out and counted, never cut."
 

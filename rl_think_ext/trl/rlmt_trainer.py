@@ -11,8 +11,8 @@ from trl import GRPOConfig, GRPOTrainer
 from rl_think_ext.errors import UserError
 from rl_think_ext.formats import read_instruction, zero_chat_template
 from rl_think_ext.methods.rlmt import RLMTConfig
+from rl_think_ext.scoring.outputs import cut_behind
 from rl_think_ext.trl import host, policy_logprob
-from rl_think_ext.trl.outputs import cut_behind
 from rl_think_ext.trl.rlmt_reward import PreferenceScore
 from rl_think_ext.trl.trainer import tokenizer_for
 

@@ -17,7 +17,7 @@ from rl_think_ext.scoring.ema import WeightAverage, refuse_sharded, trainable_ch
 from rl_think_ext.scoring.gain import REASONS, Gains, GainScorer, Rollout, gain_metrics
 from rl_think_ext.scoring.likelihood import Likelihood
 from rl_think_ext.scoring.sample import max_positions
-from rl_think_ext.template import TagIds, canonical_closing, close_thought
+from rl_think_ext.template import TagIds
 from rl_think_ext.trl import checks, host
 from rl_think_ext.trl.announce import announce, describe
 from rl_think_ext.trl.callback import RLPCallback
@@ -192,14 +192,11 @@ class InformationGain:
     def _rollouts(
         self, rows: Sequence[tuple[dict[str, Any], str]], completion_ids: Sequence[Sequence[int]]
     ) -> list[Rollout]:
-        ends, opened = self.trainer.eos_token_ids, self.config.elicit == "prefill"
-        rollouts = []
-        for (row, where), completion in zip(rows, completion_ids, strict=True):
-            context = self.reader.context(row, where)
-            prompt = self.reader.prompt(row, context, where)
-            thought = close_thought(canonical_closing(completion, self.tags, self._tokenizer), self.tags, ends, opened)
-            rollouts.append(Rollout(prompt, context, self.reader.target(row, where), thought))
-        return rollouts
+        ends = self.trainer.eos_token_ids
+        return [
+            self.reader.rollout(row, completion, ends, where)
+            for (row, where), completion in zip(rows, completion_ids, strict=True)
+        ]
 
     def _gather(self, gains: Gains) -> Gains:
         """All ranks' samples in the order in which TRL forms groups."""

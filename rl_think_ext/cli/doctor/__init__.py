@@ -18,6 +18,7 @@ from rl_think_ext.cli.doctor import (
     reward,
     rlmt,
     trainers,
+    verl,
 )
 from rl_think_ext.cli.doctor.case import BlockedError, Case, Check, Finding, environment, examine, quiet_libraries
 from rl_think_ext.errors import UserError
@@ -37,7 +38,7 @@ MACHINE = (
     Check("this machine", "devices", place.check_devices, "Install torch anew: pip install torch"),
     Check("trainers", "trl", trainers.check_trl, "Install the tested one: pip install 'trl~=1.16.0'"),
     Check("trainers", "rewards", trainers.check_rewards, "Install it anew: pip install 'rl_think_ext[trl]'"),
-    Check("trainers", "verl", trainers.check_verl, "Install it anew: pip install 'rl_think_ext[verl]'"),
+    Check("trainers", "verl", verl.check_verl, "Install it anew: pip install 'rl_think_ext[verl]'"),
     Check("trainers", "plugins", trainers.check_plugins, "Uninstall the plugin."),
     Check("trainers", "data extra", trainers.check_data, "pip install 'rl_think_ext[data]'"),
 )

@@ -72,7 +72,7 @@ def sample(case: Case, number: int) -> LiveRLMT:
     """
     from rl_think_ext.methods.rlmt import reward_messages
     from rl_think_ext.scoring.preference import PreferenceScorer
-    from rl_think_ext.trl.outputs import reader
+    from rl_think_ext.scoring.outputs import reader
 
     it, args, config = file(case), arguments(case).args, method(case)[0]
     row, coder, ends = dict(row_of(case, number)), policy_tokenizer(case), stops(case)
@@ -106,7 +106,7 @@ def sample(case: Case, number: int) -> LiveRLMT:
 
 def _generated(case: Case, prompt: Sequence[int], ends: Sequence[int], seed: int) -> list[int]:
     """The ids of one output; vLLM's stop string is transformers' own here."""
-    from rl_think_ext.trl.outputs import cut_behind
+    from rl_think_ext.scoring.outputs import cut_behind
 
     args, coder, config = arguments(case).args, tokenizer(case), method(case)[0]
     sampler = {name: getattr(args, name) for name in SAMPLING} | {"do_sample": True, "eos_token_id": list(ends)}

@@ -17,6 +17,8 @@ from rl_think_ext.cli.doctor.case import Case, Finding
 
 PACKAGE = "rl_think_ext"
 TESTED = Path(__file__).parent / "tested.txt"
+# Where constraints-gpu.txt differs from constraints.txt.
+GPU_SET = Path(__file__).parent / "tested_gpu.txt"
 EXTRAS = ("trl", "data", "verl")
 # Distributions whose module has another name.
 _MODULES = {"pyyaml": "yaml", "transferqueue": "transfer_queue"}
@@ -37,13 +39,15 @@ def check_python(case: Case) -> Iterator[Finding]:
 
 def check_versions(case: Case) -> Iterator[Finding]:
     """Each distribution against the supported range and the tested version; those that agree share one line."""
-    tested, agree = tested_versions(), []
+    tested, agree, words = tested_versions(), [], "As tested"
+    if (version("torch") or "").partition("+")[0] == gpu_versions()["torch"]:
+        tested, words = {**tested, **gpu_versions()}, "As in the set for GPUs (constraints-gpu.txt)"
     for name, (extra, ranges) in sorted(requirements().items()):
         here = version(name)
         if here is None:
             yield from _missing(name, extra, ranges, needed=case.path is not None)
         elif not ranges.contains(here, prereleases=True):
-            # verl has no door in this version: its range can hurt nobody yet.
+            # F43: who trains with TRL alone is not hurt by verl, and verl's own check names the tested version.
             state = "warn" if extra == "verl" else "broken"
             found = f"{name} {here} is outside the supported range {ranges}."
             yield Finding(state, name, found, f"Install one inside it: pip install '{name}{ranges}'.")  # type: ignore[arg-type]
@@ -54,7 +58,7 @@ def check_versions(case: Case) -> Iterator[Finding]:
         else:
             agree.append(f"{name} {here}")
     if agree:
-        yield Finding("ok", "tested set", f"As tested: {', '.join(agree)}.")
+        yield Finding("ok", "tested set", f"{words}: {', '.join(agree)}.")
     yield from _vllm()
 
 
@@ -146,7 +150,16 @@ def nvidia_devices() -> list[Path]:
 
 def tested_versions() -> Mapping[str, str]:
     """The tested version of what this package asks for, by distribution: the lines of constraints.txt that matter."""
-    lines = TESTED.read_text(encoding="utf-8").splitlines()
+    return _pins(TESTED)
+
+
+def gpu_versions() -> Mapping[str, str]:
+    """The version in the set for GPUs, of what has another one there."""
+    return _pins(GPU_SET)
+
+
+def _pins(path: Path) -> Mapping[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {name.lower(): number for name, _, number in (ln.partition("==") for ln in lines) if number}
 
 

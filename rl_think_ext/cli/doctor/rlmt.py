@@ -41,7 +41,7 @@ def policy_tokenizer(case: Case) -> Any:
         words = read_instruction(config.instruction_file)
         found.chat_template = zero_chat_template(config.style, words, tokenizer=found)
     elif not config.stop:
-        from rl_think_ext.trl.rlmt_checks import chat_prompt
+        from rl_think_ext.scoring.chat_prompt import chat_prompt
 
         chat_prompt(found, PROBE)
     return found
@@ -93,7 +93,7 @@ def check_template(case: Case) -> Iterator[Finding]:
         frame = "the dataset's own text" if file(case).stock else "the frame of a raw base model, no copy of the model"
         yield Finding("ok", "template", f"Style {config.style}: {frame}; {_stop(case)}.")
         return
-    from rl_think_ext.trl.rlmt_checks import chat_prompt
+    from rl_think_ext.scoring.chat_prompt import chat_prompt
 
     prompt = chat_prompt(coder, PROBE)
     opened = prompt.rstrip().endswith(OPEN_TAG)

@@ -1,11 +1,10 @@
-"""The trainers and what ties this package to them: TRL's names, verl, the rewards, plugins, the data extra."""
+"""The trainers and what ties this package to them: TRL's names, the rewards, verl's plugins, the data extra."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from typing import Any
 
 from rl_think_ext.cli.doctor.case import BlockedError, Case, Finding, failure, once
@@ -55,22 +54,6 @@ def check_rewards(case: Case) -> Iterator[Finding]:
         getattr(import_module(f"{PACKAGE}.trl"), name)
     names = ", ".join(f"{PACKAGE}.trl.{name}" for name in REWARDS)
     yield Finding("ok", "rewards", f"`reward_funcs:` can name {names}.")
-
-
-def check_verl(case: Case) -> Iterator[Finding]:
-    """verl, and whether this version has a door to it."""
-    number = version("verl")
-    if find_spec(f"{PACKAGE}.verl") is None:
-        found = f"verl {number} is installed" if number else "verl is not installed"
-        yield Finding(
-            "absent", "verl", f"{found}; {PACKAGE}.verl is not in this version.", "Train with `rl-think train`."
-        )
-        return
-    if number is None:
-        yield Finding("absent", "verl", "verl is not there.", f"To train with it: pip install '{PACKAGE}[verl]'.")
-        return
-    import_module(f"{PACKAGE}.verl")
-    yield Finding("ok", "verl", f"verl {number} and {PACKAGE}.verl can be imported.")
 
 
 def check_plugins(case: Case) -> Iterator[Finding]:

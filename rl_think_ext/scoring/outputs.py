@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from rl_think_ext.scoring.preference import Output
 from rl_think_ext.template import CLOSE_RESPONSE, CLOSE_TAG, OPEN_RESPONSE, OPEN_TAG
 
 
-def reader(tokenizer: Any, ends: Sequence[int], max_length: int | None) -> Callable[[Sequence[int]], Output]:
+def reader(tokenizer: Any, ends: Container[int], max_length: int | None) -> Callable[[Sequence[int]], Output]:
     """A function from a completion's ids to its text.
 
     Special tokens are left out as the trainer does, but never the tags: a tokenizer that counts them among its

@@ -1,9 +1,10 @@
-"""What a run leaves in `output_dir/rl_think` for people and tools: its settings, TRL's own logs, its rollouts.
+"""What a run leaves in `rl_think` in its folder for people and tools: its settings, the trainer's logs, its rollouts.
 
-run.json      method, settings and where they came from, model, TRL arguments off their defaults, versions, data card
+run.json      method, settings and where they came from, model, the trainer's arguments off their defaults, versions,
+              data card
 log.jsonl     every log of the trainer, one line each; after a resume the later line of a step counts
 alarms.jsonl  what the alarms said
-rollouts/     STEP.rankR.parquet, the ids and scores of the batch behind a log (with `log_completions: true`)
+rollouts/     STEP.rankR.parquet, the ids and scores of the batch behind a log (under TRL with `log_completions: true`)
 """
 
 from __future__ import annotations
@@ -23,20 +24,18 @@ from rl_think_ext.scoring.gain import Gains, Rollout
 
 FOLDER = "rl_think"
 SCORES = ("reasoned", "baseline", "frozen", "gain", "frozen_gain", "accuracy", "baseline_accuracy")
-_VERSIONS = ("rl_think_ext", "torch", "trl", "transformers", "accelerate", "datasets")
-# They say nothing about what was trained, or only repeat where it lies or what others say.
-_NO_ARGUMENT = ("output_dir", "logging_dir", "run_name", "model_init_kwargs", "accelerator_config")
+_VERSIONS = ("rl_think_ext", "torch", "trl", "verl", "ray", "transformers", "accelerate", "datasets")
 
 
 class Record:
     """Writes one rank's part of the run's folder.
 
     Args:
-        output_dir: The run's folder.
-        rank: This process; rank 0 writes what all share.
+        output_dir: The run's folder: TRL's `output_dir`, verl's `trainer.default_local_dir`.
+        rank: This process; rank 0 writes what all share. verl's driver is the only one that writes.
     """
 
-    def __init__(self, output_dir: str | Path, rank: int) -> None:
+    def __init__(self, output_dir: str | Path, rank: int = 0) -> None:
         self.folder, self.rank = Path(output_dir) / FOLDER, rank
 
     def begin(self, step: int) -> None:
@@ -60,7 +59,9 @@ class Record:
             else:
                 self._keep_alarms(step)
         except OSError as error:
-            raise UserError(f"cannot write to {self.folder}: {error.strerror}. Choose another output_dir.") from error
+            raise UserError(
+                f"cannot write to {self.folder}: {error.strerror}. Choose another output folder."
+            ) from error
 
     def _keep_alarms(self, step: int) -> None:
         """The log keeps its abandoned lines, which readers know; an alarm without its step would speak for this run."""
@@ -104,17 +105,6 @@ class Record:
         """Write run.json."""
         text = json.dumps(plain({**entry, "versions": _versions()}), indent=2)
         (self.folder / "run.json").write_text(text + "\n", encoding="utf-8")
-
-
-def arguments(args: Any) -> dict[str, Any]:
-    """TRL's arguments that differ from their defaults; secrets are masked by the trainer's own to_dict."""
-    shown, kept = args.to_dict(), {}
-    for f in dataclasses.fields(args):
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        value = getattr(args, f.name, None)
-        if f.init and value is not None and value != default and f.name not in _NO_ARGUMENT:
-            kept[f.name] = shown.get(f.name)
-    return kept
 
 
 def dataset(rows: Any, name: str | None) -> dict[str, Any]:

@@ -1,0 +1,99 @@
+"""verl's own dumps of rollouts (`trainer.rollout_data_dir`): STEP.jsonl, one sample a line.
+
+The trainer `rlp` of rl_think_ext.verl adds the columns by which a sample can be scored again; what verl alone writes
+(input, output, gts, score, step, uid) is text without special tokens, out of which no ids can be had.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rl_think_ext.errors import UserError
+
+
+def dumped_steps(folder: Path) -> dict[int, list[Path]]:
+    """The dump of each step, in order; empty where the folder holds none."""
+    found = {int(path.stem): [path] for path in folder.glob("*.jsonl") if path.stem.isdecimal()}
+    return dict(sorted(found.items()))
+
+
+def about_dumps(folder: Path) -> dict[str, Any]:
+    """The run.json of the run that wrote the dumps: beside them, or in the run's folder when they lie in it.
+
+    Raises:
+        UserError: none is there, or one that says nothing.
+    """
+    places = [place / name for place in (folder, folder.parent) for name in ("run.json", "rl_think/run.json")]
+    for path in places:
+        if path.is_file():
+            return read_about(path)
+    raise UserError(
+        f"{folder} holds verl's dumps of rollouts, but no run.json says how they were scored; looked for "
+        f"{', '.join(map(str, places))}. The trainer `rlp` writes one: copy it from `rl_think` in the run's "
+        "trainer.default_local_dir"
+    )
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """A run.json.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise UserError(f"{path} holds no settings of a run, but a {type(about).__name__}")
+    return about
+
+
+def read_dump(path: Path, ids: tuple[str, ...], scores: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The samples of a step, a number that is none as None.
+
+    Args:
+        path: STEP.jsonl.
+        ids: Columns of token ids that every sample needs.
+        scores: Other columns that it needs.
+
+    Raises:
+        UserError: naming the line and what is wrong with it.
+    """
+    rows = []
+    # Not splitlines: verl writes text as it is, and U+2028 in an output ends no line.
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), start=1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: no JSON. A run that was stopped leaves its last dump half written: leave that "
+                "step out with --steps"
+            ) from error
+        rows.append(_checked(row, f"{path}, line {number}", ids, scores))
+    return rows
+
+
+def _checked(row: Any, where: str, ids: tuple[str, ...], scores: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: no sample, but a {type(row).__name__}")
+    for name in (*ids, *scores):
+        if name not in row:
+            raise UserError(
+                f"{where}: no column `{name}`, only {', '.join(row)}. verl alone dumps text, which cannot be scored "
+                "again; train with trainer.v1.trainer_mode=rlp of rl_think_ext.verl, which adds the ids and the scores"
+            )
+    for name in ids:
+        if not isinstance(row[name], list) or not all(type(token) is int for token in row[name]):
+            raise UserError(f"{where}: `{name}` is no list of token ids")
+    return {name: _plain(value) for name, value in row.items()}
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
