@@ -98,7 +98,7 @@ def test_stock_dumps_say_which_trainer_writes_the_ids(dumps: Path) -> None:
     ],
 )
 def test_what_are_no_ids_is_named_by_its_line(dumps: Path, changes: dict[str, Any], words: str) -> None:
-    row = json.loads((dumps / "1.jsonl").read_text().splitlines()[0])
+    row = json.loads((dumps / "1.jsonl").read_text().split("\n")[0])
     (dumps / "1.jsonl").write_text(json.dumps({**row, **changes}) + "\n")
     with pytest.raises(UserError, match=words):
         Run.of(dumps).read(1)
@@ -106,9 +106,9 @@ def test_what_are_no_ids_is_named_by_its_line(dumps: Path, changes: dict[str, An
 
 def test_a_dump_that_was_cut_off_is_named_and_a_nan_is_no_number(dumps: Path) -> None:
     path = dumps / "1.jsonl"
-    lines = path.read_text().splitlines()
+    lines = path.read_text().split("\n")
     path.write_text("\n".join([lines[0].replace('"score": ', '"score": NaN, "was": '), lines[1][:40]]))
     with pytest.raises(UserError, match=r"1.jsonl, line 2: no JSON. A run that was stopped"):
         Run.of(dumps).read(1)
-    path.write_text(path.read_text().splitlines()[0])
+    path.write_text(path.read_text().split("\n")[0])
     assert read_dump(path, IDS, ())[0]["score"] is None

@@ -195,6 +195,7 @@ def test_settings_in_two_places_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("{rl_think: {rlp: 3}}", "expected `key: value`"),
         ("{rl_think: {rlp: {num_target_tokens: many}}}", "is a int"),
         ("{rl_think: {logprob_kernel: maybe}}", "logprob_kernel"),
+        ("{rl_think: {prefill_think: true}}", "does nothing for rlp"),
         ("{rl_think: 7}", "expected the block of a method"),
     ],
 )

@@ -7,6 +7,7 @@ import copy
 import math
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -295,6 +296,18 @@ def test_a_batch_does_not_wait_longer_than_it_says():
     assert (again.seconds, again.most) == (0.5, 2) and again.put(1).result(timeout=5) == 1
 
 
+def test_f2_the_deadline_is_a_samples_whatever_hung_before_it(config):
+    with StubServer(lambda request: Reply(fault="hang")) as server:
+        keys = {"server": server.url, "deadline": 1.0, "timeout": 9.0, "retries": 0}
+        manager = manager_of(changed(config, **{f"rl_think__rlmt__{name}": value for name, value in keys.items()}))
+        manager._waiting = Waiting(manager._score, seconds=0.0, most=1)
+        assert manager.scorer is not None
+        started = time.monotonic()
+        found = infos(manager, *(f"<think>a</think>{i}" for i in range(3)))
+        assert time.monotonic() - started < 2.0
+    assert all(info["unscorable"].startswith("reward server: ") and info[FATAL] == "" for info in found)
+
+
 def test_what_a_worker_cannot_raise_ends_the_run_in_the_trainer(config):
     with StubServer(lambda request: Reply(status=401)) as server:
         manager = manager_of(changed(config, rl_think__rlmt__server=server.url))
@@ -470,6 +483,11 @@ def test_validation_pays_the_floor_over_all_of_it_and_leaves_out_what_has_no_sco
     assert found["val-aux/rlmt/status/ok"] == pytest.approx(0.75)
     assert all(isinstance(value, float | int | np.number) and value == value for value in found.values())
     assert not any("acc" in name.split("/") for name in found)
+
+
+def test_f13_a_validation_without_any_score_has_no_mean_and_says_so(trainer):
+    found = validation(trainer, [said(None), said(status="no_open")])
+    assert found["val-aux/rlmt/unscorable"] == 1.0 and "val-core/letters/reward/mean@1" not in found
 
 
 def test_a_validation_that_cannot_go_on_ends_the_run(trainer):

@@ -344,6 +344,7 @@ def test_a_step_settles_gains_beside_verls_own_log_probs(bound: Any, model: Qwen
     assert metrics["training/rollout_probs_diff_valid"] == 1
     # One forward for all thoughts, one for the baseline of both contexts, one for the frozen start, one for the noise.
     assert [name for name, _ in workers.asked] == ["policy", "half", "half", "policy"]
+    assert len(made.columns["b_0_0"]["target_ids"]) == 2  # all of the row's, not the one that is scored
     assert made.columns["b_0_0"]["completion_ids"] == [17, 9, CLOSE] and made.columns["b_1_0"]["gain"] is None
 
 
@@ -418,6 +419,13 @@ def test_parts_of_the_weights_add_up() -> None:
     wanted = {"policy_checksum": 4.0, "ema_checksum": 7.0, "ema_distance": 5.0, "ema_updates": 4.0}
     assert rlp_trainer.weights_metrics(parts) == wanted
     assert rlp_trainer.weights_metrics([{"policy_checksum": 1.0}]) == {"policy_checksum": 1.0}
+
+
+def test_a_collapse_of_verls_own_entropy_is_an_alarm() -> None:
+    watch, said = object.__new__(RLPTrainer).watch(), []
+    for entropy in [2.0] * 3 + [0.1] * 5:
+        said += watch({"gain_frozen": 0.0, "actor/entropy": entropy})
+    assert len(said) == 1 and "entropy" in said[0]
 
 
 # -- settings --------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from stub_server import Reply, Request, StubServer
 from verl_runs import CHAT_MODEL, ONE_TYPE, TWO_RANKS, compose, run
 
+from rl_think_ext.offline.replay import ReplayConfig, run_replay
 from rl_think_ext.tiny import PROGRAMS_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
@@ -49,8 +50,6 @@ def test_stock_grpo_trains_on_the_test_support(tmp_path: Path) -> None:
     assert all(row["rollout_corr/kl"] < 1e-6 for row in steps)
 
 
-# What the policy writes in its first steps.
-FORMS = frozenset({"ok", "no_open"})
 TINY = Path(__file__).parents[1] / "recipes/rlmt/tiny"
 
 
@@ -83,7 +82,7 @@ def some_lost(request: Request) -> Reply:
     return Reply({"data": [{"index": i, "probs": one} for i, one in enumerate(probs)]})
 
 
-def check_rlmt(folder: Path, steps: list[dict[str, Any]], forms: frozenset[str] | set[str] = FORMS) -> None:
+def check_rlmt(folder: Path, steps: list[dict[str, Any]], broken: bool = True) -> None:
     """What every run of RLMT leaves: metrics of each step and validation, dumps that say what was paid."""
     assert [row["step"] for row in steps] == [0, 1, 2]
     for row in steps:
@@ -93,7 +92,7 @@ def check_rlmt(folder: Path, steps: list[dict[str, Any]], forms: frozenset[str] 
     for row in steps[1:]:
         assert row["rlmt/status/ok"] > 0 and row["rlmt/thought_length"] > 0
         shown = dump(folder / "dumps", row["step"])
-        assert len(shown) == 16 and {one["rlmt/status"] for one in shown} == forms
+        assert len(shown) == 16 and ({one["rlmt/status"] for one in shown} > {"ok"}) is broken
         scored = [one["score"] for one in shown if one["score"] is not None]
         floor = min(one["rlmt/score"] for one in shown if one["rlmt/score"] is not None)
         for one in shown:
@@ -107,17 +106,19 @@ def check_rlmt(folder: Path, steps: list[dict[str, Any]], forms: frozenset[str] 
 
 
 def test_rlmt_trains_with_a_reward_model_in_its_own_process(tmp_path: Path) -> None:
-    steps = run(compose(tmp_path, *rlmt(tmp_path)))
+    kl = ["actor_rollout_ref.actor.use_kl_loss=True", "actor_rollout_ref.actor.kl_loss_coef=0.01"]
+    steps = run(compose(tmp_path, *rlmt(tmp_path, *kl)))
     check_rlmt(tmp_path, steps)
+    assert steps[1]["actor/kl_loss"] == pytest.approx(0.0, abs=1e-6) and steps[2]["actor/kl_loss"] > 0
     assert all(row["actor/grad_norm"] > 0 and row["rlmt/unscorable"] == 0 for row in steps[1:])
     assert all(row["rlmt/reward_model_num_asked"] > 0 for row in steps[1:])
 
 
-def test_rlmt_trains_with_a_reward_model_behind_a_server_that_loses_some(tmp_path: Path) -> None:
+def test_rlmt_trains_on_two_ranks_with_a_reward_model_behind_a_server_that_loses_some(tmp_path: Path) -> None:
     with StubServer(some_lost) as server:
         settings = [f"rl_think.rlmt.server={server.url}", "algorithm.adv_estimator=rloo", "rl_think.prefill_think=True"]
-        steps = run(compose(tmp_path, *rlmt(tmp_path, *settings)))
-    check_rlmt(tmp_path, steps, forms={"ok"})
+        steps = run(compose(tmp_path, *rlmt(tmp_path, *settings, *TWO_RANKS)))
+    check_rlmt(tmp_path, steps, broken=False)
     assert len(server.requests) > 0 and any(row["rlmt/no_score"] > 0 for row in steps[1:])
 
 
@@ -208,7 +209,8 @@ def test_rlp_resumes_to_the_bit_and_not_without_its_averages(tmp_path: Path) -> 
 
     saved = ["trainer.total_training_steps=4", "trainer.save_freq=2", "trainer.resume_mode=auto"]
     one, two = tmp_path / "one", tmp_path / "two"
-    whole = run(compose(one, *rlp(*saved, "trainer.test_freq=4", "rl_think.log_completions=True")))
+    kept_too = ["rl_think.log_completions=True", f"trainer.rollout_data_dir={one / 'checkpoints/dumps'}"]
+    whole = run(compose(one, *rlp(*saved, "trainer.test_freq=4", *kept_too)))
     found = told(whole)
     assert list(found) == [1, 2, 3, 4]
     assert [found[step]["rlp/ema_updates"] for step in found] == [0.0, 1.0, 2.0, 3.0]
@@ -223,6 +225,9 @@ def test_rlp_resumes_to_the_bit_and_not_without_its_averages(tmp_path: Path) -> 
     assert "val-aux/rlp/gain/mean@1" in whole[-1] and whole[-1]["val-aux/rlp/unscorable"] == 0.0
     kept = pq.read_table(one / "checkpoints/rl_think/rollouts")
     assert kept.num_rows == 4 * 8
+    for folder in (one / "checkpoints", one / "checkpoints/dumps"):
+        again = run_replay(ReplayConfig(run=folder, steps="first", device="cpu"))
+        assert again["num_samples"] == 8 and again["gain"]["largest_difference"] < 1e-5
 
     killed = run(compose(two, *rlp(*saved)), kill_after_step=3)
     resumed = run(compose(two, *rlp(*saved)))
@@ -238,8 +243,12 @@ def test_rlp_resumes_to_the_bit_and_not_without_its_averages(tmp_path: Path) -> 
 
 def test_rlp_on_two_ranks_with_an_average_that_follows_at_once(tmp_path: Path) -> None:
     """tau = 0: the average is the actor on both ranks, so the baseline is the live policy's."""
-    batches = ["actor_rollout_ref.actor.ppo_mini_batch_size=1", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2"]
-    settings = ["rl_think.rlp.ema_decay=0.0", *batches]
+    actor = "actor_rollout_ref.actor"
+    settings = [
+        "rl_think.rlp.ema_decay=0.0",
+        f"{actor}.ppo_mini_batch_size=1",
+        f"{actor}.ppo_micro_batch_size_per_gpu=2",
+    ]
     found = told(run(compose(tmp_path, *rlp(*settings, *TWO_RANKS, "trainer.total_training_steps=3"))))
     assert [found[step]["rlp/ema_updates"] for step in found] == [0.0, 2.0, 4.0]  # two mini-batches a step
     for step in found.values():

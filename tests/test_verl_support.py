@@ -3,40 +3,50 @@
 import re
 import shlex
 import subprocess
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 from docs_runner import ROOT, blocks, commands
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl_compose import check, compose, datasets
 
 from rl_think_ext.data import rlmt, rlp
 from rl_think_ext.errors import UserError
 from rl_think_ext.scoring.load import load_tokenizer
+from rl_think_ext.verl import RLMTTrainer, RLPTrainer, ThinkTrainer
+from rl_think_ext.verl.resolved import DoorConfig
 
 PAGE = ROOT / "docs/verl.md"
 SBATCH = ROOT / "examples/slurm/verl.sbatch"
 TINY = ROOT / "recipes/rlmt/tiny/models"
 METHODS = ("rlp", "rlmt")
 # Which tests show that a line works, of each method: a name in one of these files, and what has to stand in the test.
+RUNS = "test_verl_runs.py::test_"
+TWO_RANKS = f"{RUNS}rlmt_trains_on_two_ranks_with_a_reward_model_behind_a_server_that_loses_some"
 SHOWN = {
     "FSDP2": {
-        "rlp": ["test_verl_worker.py::test_targets_are_scored_as_the_model_says"],
-        "rlmt": ["test_verl_runs.py::test_rlmt_trains_with_a_reward_model_in_its_own_process"],
+        "rlp": [f"{RUNS}rlp_resumes_to_the_bit_and_not_without_its_averages"],
+        "rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"],
     },
-    "FSDP2 on two ranks": {"rlp": ["test_verl_worker.py::test_two_processes_say_what_one_says"]},
-    "GRPO": {"rlmt": ["test_verl_runs.py::test_rlmt_trains_with_a_reward_model_in_its_own_process"]},
+    "FSDP2 on two ranks, of two nodes": {
+        "rlp": [f"{RUNS}rlp_on_two_ranks_with_an_average_that_follows_at_once"],
+        "rlmt": [TWO_RANKS],
+    },
+    "GRPO": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"]},
     "RLOO": {
         "rlp": ["test_verl_door.py::test_our_advantage_is_verls_rloo"],
         "rlmt": ["test_verl_door.py::test_advantages_are_those_of_the_batch_without_the_unscorable"],
     },
-    "PPO with a critic": {"rlmt": ["test_verl_runs.py::test_rlmt_trains_by_ppo_with_a_critic"]},
+    "PPO with a critic": {"rlmt": [f"{RUNS}rlmt_trains_by_ppo_with_a_critic"]},
     "LoRA": {"rlp": ["test_verl_worker.py::test_with_an_adapter_the_average_is_the_adapters"]},
     "our kernels in the log-probs": {
-        "rlp": ["test_verl_rlp.py::test_kernel_and_verls_function_agree_with_their_gradients"]
+        "rlp": ["test_verl_rlp.py::test_kernel_and_verls_function_agree_with_their_gradients"],
+        "rlmt": ["test_verl_support.py::test_kernels_are_put_in_place_for_both_methods"],
     },
-    "reward model over HTTP": {
-        "rlmt": ["test_verl_runs.py::test_rlmt_trains_with_a_reward_model_behind_a_server_that_loses_some"]
-    },
+    "verl's reward model service": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_verls_own_service"]},
+    "reward model over HTTP": {"rlmt": [TWO_RANKS]},
+    "KL in the loss": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"]},
 }
 # What a line needs beside its own word to be composed here, where neither vLLM nor a second model is installed.
 ALSO = {
@@ -175,6 +185,18 @@ def test_a_line_that_is_not_true_is_found(runs):
         test_a_line_of_the_table_says_what_happens(runs, line, "rlp")
     with pytest.raises(pytest.fail.Exception):
         test_a_line_of_the_table_says_what_happens(runs, line, "rlmt")
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("kind", [RLPTrainer, RLMTTrainer])
+def test_kernels_are_put_in_place_for_both_methods(monkeypatch, kind, kernel):
+    monkeypatch.setattr(PPOTrainerSync, "_load_checkpoint", lambda self: asked.append("checkpoint"))
+    asked = []
+    trainer = kind.__new__(kind)
+    trainer.door = DoorConfig(logprob_kernel=kernel)
+    trainer.actor_rollout_wg = SimpleNamespace(think_kernel=lambda: asked.append("kernel"))
+    ThinkTrainer._load_checkpoint(trainer)
+    assert asked == (["kernel"] if kernel else []) + ["checkpoint"]
 
 
 # --- the page's commands --------------------------------------------------------------------------------------------

@@ -80,38 +80,33 @@ RUN = [
     "trainer.total_training_steps=2",
     "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
 ]
-# One replica over both ranks: each rank drains the weights, the first sends them.
-TWO_RANKS = [
-    "trainer.n_gpus_per_node=2",
-    "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
-    "actor_rollout_ref.rollout.n_gpus_per_node=2",
-]
+# A rank and a replica on each node of the cluster.
+TWO_RANKS = ["trainer.nnodes=2"]
 
 
 @contextmanager
 def cluster() -> Iterator[None]:
-    """Ray on this machine alone; 32 logical CPUs, because TransferQueue waits for ever where there are too few."""
+    """Two of Ray's nodes on this machine; 32 logical CPUs, because TransferQueue waits for ever where there are few."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    with tempfile.TemporaryDirectory() as folder:
+    # Short, for the names of sockets have a limit; Ray would leave its logs in /tmp/ray for ever.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         path = f"{folder}/socket"
         worker = f"{sys.executable} -I -S {ROOT / 'tests/support/warm.py'} {path}"
         with pytest.MonkeyPatch.context() as patch:
             for name, value in ENVIRONMENT.items():
                 patch.setenv(name, value)
-            ray.init(
-                address="local",
-                num_cpus=32,
-                num_gpus=2,
-                include_dashboard=False,
-                object_store_memory=256 << 20,
-                runtime_env={"py_executable": worker},
-            )
+            node = {"num_cpus": 32, "num_gpus": 1, "include_dashboard": False, "object_store_memory": 256 << 20}
+            machines = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder})
+            machines.add_node(**node)
+            ray.init(machines.address, runtime_env={"py_executable": worker})
         try:
             with warm_server(path, ray.get(ray.remote(lambda: dict(os.environ)).remote())):
                 yield
         finally:
             ray.shutdown()
+            machines.shutdown()
 
 
 @contextmanager
@@ -213,7 +208,7 @@ def remove_placement_groups() -> None:
             remove_placement_group(get_placement_group(group["name"]))
 
 
-def wait_until_free(seconds: float = 60) -> None:
+def wait_until_free(seconds: float = 120) -> None:
     """The actors of a run die after it, one behind the other; their names and resources are needed again."""
     import ray
 

@@ -209,13 +209,23 @@ def metrics_of(output: Any) -> dict[str, list[float]]:
     return {name: [float(v) for v in values] for name, values in tu.get(output, "metrics").items()}
 
 
+def refusal(made: Any, folder: Path) -> str | None:
+    """Why a checkpoint was not taken up."""
+    from rl_think_ext.errors import UserError
+
+    try:
+        made.load_checkpoint(str(folder / "actor"))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def cases(folder: Path) -> dict[str, Any]:
     """One worker's life: scored, trained, saved and loaded."""
     import torch
     import torch.distributed as dist
     from verl.utils import tensordict_utils as tu
 
-    from rl_think_ext.errors import UserError
     from rl_think_ext.scoring.ema import bits, local_weights
 
     found: dict[str, Any] = {}
@@ -254,24 +264,18 @@ def cases(folder: Path) -> dict[str, Any]:
 
     made.save_checkpoint(str(folder / "actor"))
     dist.barrier()
-    found["files"] = sorted(path.name for path in (folder / "actor/rl_think").iterdir())
+    found["files"] = sorted(path.name for path in (folder / "actor/rl_think").glob("*"))
     fresh = worker()
     fresh.average({"ema": 0.0, "slow": 0.75, "frozen": 1.0})
-    fresh.load_checkpoint(str(folder / "actor"))
+    found["refused"] = refusal(fresh, folder)
     found["loaded"], found["saved"] = fresh.state(), made.state()
     other = worker()
     other.average({"another": 0.5})
-    try:
-        other.load_checkpoint(str(folder / "actor"))
-    except UserError as error:
-        found["missing"] = str(error)
+    found["missing"] = refusal(other, folder)
     for path in (folder / "actor/rl_think").glob(f"slow.rank{dist.get_rank()}of*"):
         path.rename(path.with_name(path.name.replace(f"of{dist.get_world_size()}", "of64")))
     dist.barrier()
-    try:
-        fresh.load_checkpoint(str(folder / "actor"))
-    except UserError as error:
-        found["other_ranks"] = str(error)
+    found["other_ranks"] = refusal(fresh, folder)
 
     adapter = worker(lora_rank=2, lora_alpha=4)
     adapter.average({"ema": 0.5})

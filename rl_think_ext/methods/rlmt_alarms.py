@@ -41,7 +41,7 @@ class RLMTAlarms(Watch):
         noise = known.get("score_noise", 0.0) / spread if spread > 0 else 0.0
         shares = (
             ("form", 1 - known.get("status/ok", 1.0), 1 - self.form, "of the outputs have not the form: warm start"),
-            ("cut", known.get("truncated", 0.0), self.cut, "of the outputs ran into max_completion_length: raise it"),
+            ("cut", known.get("truncated", 0.0), self.cut, "of the outputs ran into their length limit: raise it"),
             ("lost", known.get("no_score", 0.0), self.lost, "of the answers got no score: look at the reward model"),
             (
                 "below",

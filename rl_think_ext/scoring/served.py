@@ -57,6 +57,8 @@ class ServedRewardModel:
         self.endpoint = Endpoint(config, num_processes)
         self.template, self.model, self.noise_share = template, model, noise_share
         self.stats: Mapping[str, float] = {}
+        # Seconds that the next call has, where those who ask have waited already; without it the settings decide.
+        self.time_left: float | None = None
         self._cache = ScoreCache(cache_size)
         self._noise = math.nan
 
@@ -93,7 +95,9 @@ class ServedRewardModel:
 
     def _ask(self, parts: Sequence[Sequence[Ids]], begin: float, *, refusals_raise: bool = True) -> list[Item]:
         """A number or a Failure for every input of every part, one request a part."""
-        left = max(0.001, self.endpoint.config.deadline - (time.monotonic() - begin))
+        whole = self.endpoint.config.deadline
+        whole = whole if self.time_left is None else min(whole, self.time_left)
+        left = max(0.001, whole - (time.monotonic() - begin))
         same: dict[str, Any] = {"use_activation": False}  # the raw number, not a probability
         if self.model is not None:
             same["model"] = self.model

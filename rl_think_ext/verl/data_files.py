@@ -57,6 +57,11 @@ def files_of(data_files: Any, config: Mapping[str, Any]) -> list[tuple[str, Path
     return [found for one in given for found in _files(one, wanted, key)]
 
 
+def folder_of(data_files: Any) -> str:
+    """What the data are called: the folder, without its split, or the files."""
+    return ", ".join(one.partition(SPLIT_MARK)[0] for one in _listed(data_files))
+
+
 def _listed(value: Any) -> list[str]:
     if value is None:
         return []

@@ -30,7 +30,7 @@ class DoorConfig:
     Args:
         logprob_kernel: Log-probs of the policy loss by rl_think_ext.kernels in place of verl's function.
         prefill_think: Put `<think>` behind the chat template's prompt (RLMT, style think).
-        log_completions: Keep ids and scores of every step's samples in `default_local_dir/rl_think/rollouts`.
+        log_completions: Keep ids and scores of every step's samples in `default_local_dir/rl_think/rollouts` (RLP).
     """
 
     logprob_kernel: bool = False
@@ -38,6 +38,8 @@ class DoorConfig:
     log_completions: bool = False
 
 
+# Options that only one method knows.
+_ONLY = {"prefill_think": "rlmt", "log_completions": "rlp"}
 _OPTIONS = [field.name for field in dataclasses.fields(DoorConfig)]
 # Written by `resolve`: they say that a config has been resolved, and from what.
 _MARKS = ("trainer", "fingerprint", "source")
@@ -51,6 +53,9 @@ def resolve(config: DictConfig, method: str) -> tuple[Any, str]:
     """
     found, source = _found(config, method)
     door = door_of(config)
+    for option, owner in _ONLY.items():
+        if getattr(door, option) and owner != method:
+            raise UserError(f"`{NODE}.{option}` does nothing for {method}: it is for {owner}; take it out")
     with open_dict(config):
         values = {
             method: dataclasses.asdict(found),

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
@@ -31,12 +32,14 @@ logger = logging.getLogger(__name__)
 _TAIL = 16
 
 
-class Sample(NamedTuple):
+@dataclass(frozen=True)
+class Sample:
     """One output with the chat that it answers; `prefilled` says that its prompt ends with the opening tag."""
 
     chat: list[dict[str, str]]
     output: Output
     prefilled: bool
+    since: float = field(default_factory=time.monotonic, compare=False)
 
 
 class RLMTRewardManager(RewardManagerBase):
@@ -108,7 +111,13 @@ class RLMTRewardManager(RewardManagerBase):
 
     def _score(self, samples: list[Sample]) -> list[Info]:
         """One batch of what was waiting, in the thread that does nothing else."""
-        found: dict[int, Info] = {}
+        from rl_think_ext.scoring.served import ServedRewardModel
+
+        model, found = self.scorer.model, dict[int, Info]()
+        if isinstance(model, ServedRewardModel):
+            # The deadline is a sample's: what waited behind a batch that hung has so much less.
+            waited = time.monotonic() - min(sample.since for sample in samples)
+            model.time_left = max(0.0, self.settings.deadline - waited)
         for prefilled in (False, True):
             rows = [i for i, sample in enumerate(samples) if sample.prefilled is prefilled]
             if rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -44,9 +44,10 @@ class RLPTrainer(ThinkTrainer):
         """See `rlp_checks`."""
         return check_config(self.config, self.settings)
 
-    def watch(self) -> Alarms:
-        """What says that a run is dying quietly."""
-        return Alarms()
+    def watch(self) -> Callable[[Mapping[str, float | None]], list[str]]:
+        """What says that a run is dying quietly; the entropy is among verl's own metrics."""
+        alarms = Alarms()
+        return lambda metrics: alarms({**metrics, "entropy": metrics.get("actor/entropy")})
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
@@ -65,6 +66,7 @@ class RLPTrainer(ThinkTrainer):
                 dataset.check_room(self._positions, self.config.data.max_response_length, extra)
 
     def _setup(self) -> None:
+        self.config.reward.num_workers = 1  # verl starts them, and nobody will ask them
         super()._setup()
         # Without workers for rewards verl asks the trainer for them, in training and in validation.
         self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=None)
@@ -73,8 +75,6 @@ class RLPTrainer(ThinkTrainer):
         """The averages begin at the loaded model, or are taken up from the checkpoint with it."""
         if self.settings.averages:
             self.actor_rollout_wg.think_average(self.settings.averages)
-        if self.door.logprob_kernel:
-            self.actor_rollout_wg.think_kernel()
         super()._load_checkpoint()
         workers = self.actor_rollout_wg
         ranks = workers._dispatch_info.get("actor") or workers._query_dispatch_info("actor")
@@ -103,7 +103,7 @@ class RLPTrainer(ThinkTrainer):
         )
         extra = [
             {**_plain(value), "reward_extra_info": info}
-            for value, info in zip(list(fields["extra_fields"]), self._extra(gains), strict=True)
+            for value, info in zip(fields["extra_fields"], self._extra(gains), strict=True)
         ]
         rewards = [torch.zeros(len(response)) for response in fields["responses"].unbind()]
         for reward, score in zip(rewards, gains.scores(), strict=True):
@@ -180,9 +180,11 @@ def read_rows(batch: Any) -> list[dict[str, Any]]:
         keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts", "responses", "think_row"]
     )
     ids = zip(data["prompts"].unbind(), data["responses"].unbind(), strict=True)
+    rows = [_plain(row) for row in data["think_row"]]
     return [
-        {**_plain(row), "prompt_ids": prompt.tolist(), "completion_ids": response.tolist()}
-        for row, (prompt, response) in zip(list(data["think_row"]), ids, strict=True)
+        # All the targets that the row has: the reader takes as many as the settings say, and records keep all.
+        {**row, "target_ids": row["all_target_ids"], "prompt_ids": prompt.tolist(), "completion_ids": response.tolist()}
+        for row, (prompt, response) in zip(rows, ids, strict=True)
     ]
 
 

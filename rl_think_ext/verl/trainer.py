@@ -26,10 +26,10 @@ from verl.utils import tensordict_utils as tu
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.records import Score
-from rl_think_ext.run_record import FOLDER, Record
+from rl_think_ext.run_record import FOLDER, Record, dataset
 from rl_think_ext.scoring.endpoint_wire import public
 from rl_think_ext.verl import resolved
-from rl_think_ext.verl.data_files import name_splits
+from rl_think_ext.verl.data_files import folder_of, name_splits
 from rl_think_ext.verl.worker import ThinkTrainingWorker, ThinkWorker
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,12 @@ class ThinkTrainer(PPOTrainerSync):
             elif role == Role.Critic:
                 self.role_worker_mapping[role] = ray.remote(ThinkTrainingWorker)
 
+    def _load_checkpoint(self) -> None:
+        """The workers are there, and have computed nothing yet."""
+        if self.door.logprob_kernel:
+            self.actor_rollout_wg.think_kernel()
+        super()._load_checkpoint()
+
     def fit(self, agent_loop_manager: Any) -> None:
         """Say what is trained, and train."""
         self.announce()
@@ -120,7 +126,7 @@ class ThinkTrainer(PPOTrainerSync):
             "trainer": f"verl {type(self).__name__}",
             # The driver writes for all of them.
             "num_processes": 1,
-            "dataset": {"name": str(self.config.data.train_files), "num_rows": len(self.train_dataset), "card": None},
+            "dataset": dataset(self.train_dataset, folder_of(self.config.data.train_files)),
         }
 
     # -- scores ------------------------------------------------------------------------------------------------------

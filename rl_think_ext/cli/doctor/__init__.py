@@ -81,7 +81,8 @@ class DoctorOptions:
 
     what is checked:
       always         Python, versions against the supported and the tested ones,
-                     backends, compiler, devices, trainers, rewards, plugins
+                     backends, compiler, devices, trainers, rewards, plugins,
+                     without a file also what verl knows of ours
       with a file    (of `rl-think train` or `trl grpo`) settings and where each
                      comes from, TRL's keys, model, tags or chat template, stops,
                      dataset, room in its rows, the reward model and its server's

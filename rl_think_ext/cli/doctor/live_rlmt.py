@@ -71,8 +71,8 @@ def sample(case: Case, number: int) -> LiveRLMT:
         UserError: no such row, or a row, model or server that cannot be used.
     """
     from rl_think_ext.methods.rlmt import reward_messages
-    from rl_think_ext.scoring.preference import PreferenceScorer
     from rl_think_ext.scoring.outputs import reader
+    from rl_think_ext.scoring.preference import PreferenceScorer
 
     it, args, config = file(case), arguments(case).args, method(case)[0]
     row, coder, ends = dict(row_of(case, number)), policy_tokenizer(case), stops(case)
