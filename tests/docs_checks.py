@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,35 @@ def help_of(words: tuple[str, ...]) -> str:
     return shown.getvalue()
 
 
+# What comes on top of the set for GPUs (docs/verl.md), and what it is built with.
+ON_TOP = {"flash-attn", "wheel"}
+
+
 def check_install(words: Sequence[str], where: str) -> None:
-    """Every requirement is one of ours, and every extra exists; nothing is downloaded."""
+    """Every requirement is one of ours or of the set for GPUs, and every extra exists; nothing is downloaded."""
+    from gpu_set import PINS, canonical, read_pins
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     known = {Requirement(line).name for line in sum(extras.values(), project["dependencies"])} | {project["name"]}
+    known |= read_pins(PINS).keys() | ON_TOP
     for before, word in zip(["", *words], words, strict=False):
         if before == "-c":
             assert (ROOT / word).exists(), f"{where}: there is no {word}"
         elif not word.startswith("-"):
             asked = Requirement(re.sub(r"^\.(?=\[|$)", project["name"], word))
-            assert asked.name in known, f"{where}: {asked.name} is no dependency of this project"
-            assert asked.extras <= extras.keys(), f"{where}: there is no extra {sorted(asked.extras)}"
+            assert {asked.name, canonical(asked.name)} & known, (
+                f"{where}: {asked.name} is no dependency of this project"
+            )
+            own = asked.name == project["name"]
+            there = extras.keys() if own or not asked.extras else extras_of(asked.name)
+            assert asked.extras <= set(there), f"{where}: there is no extra {sorted(asked.extras)}"
+
+
+def extras_of(name: str) -> list[str]:
+    """The extras of a distribution that is installed."""
+    return metadata.metadata(name).get_all("Provides-Extra") or []
 
 
 def check_ray(words: Sequence[str], where: str) -> None:

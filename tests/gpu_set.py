@@ -18,15 +18,17 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PINS, CPU_PINS = ROOT / "constraints-gpu.txt", ROOT / "constraints.txt"
-PIP, PIP_FOLDER = "pip==26.3", ROOT / "build/gpu-set/pip"
+PIP, FOLDER = "pip==26.3", ROOT / "build/gpu-set"
 PYTHON = (3, 11)
-# verl without [fsdp]: that extra pins trl 0.27.
+# verl without [fsdp], which pins trl 0.27, and without [flash-attn-cu130torch211]: of flash-attn 2.8.3 the index has
+# source alone, whose metadata cannot be had without torch.
 HEADS = ("torch==2.11.0", "vllm==0.24.0", "transformers==5.9.0", "trl==1.16.0", "verl[vllm]==0.9.1")
 # Where the two sets differ; all else that both have is one version. vllm 0.24 holds fastapi back, and numpy by numba.
 DIFFERENT = {"torch", "transformers", "numpy", "fastapi"}
@@ -60,11 +62,8 @@ def requirements() -> list[str]:
 
 def resolve(constraints: Path) -> dict[str, str]:
     """Name as the distribution spells it -> version, of everything that pip would install."""
-    if not PIP_FOLDER.is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(PIP_FOLDER), PIP]
-        subprocess.run(command, check=True)
-    report = PIP_FOLDER.parent / "report.json"
-    command = [sys.executable, str(PIP_FOLDER / "pip"), "install", "--quiet", "--quiet", "--dry-run"]
+    report = FOLDER / "report.json"
+    command = [sys.executable, str(newer_pip() / "pip"), "install", "--quiet", "--quiet", "--dry-run"]
     command += ["--ignore-installed", "--use-feature=fast-deps", "--no-input", "--report", str(report)]
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
     status = subprocess.run([*command, "-c", str(constraints), *HEADS, *requirements()], env=environment).returncode
@@ -72,6 +71,19 @@ def resolve(constraints: Path) -> dict[str, str]:
         raise SystemExit(f"pip finds no set of versions under {constraints.name}: its own words stand above")
     found = json.loads(report.read_text(encoding="utf-8"))["install"]
     return {item["metadata"]["name"]: item["metadata"]["version"] for item in found}
+
+
+def newer_pip() -> Path:
+    """The folder of the pip that is asked; it has its name only when it is whole."""
+    folder = FOLDER / PIP.replace("==", "-")
+    if not folder.is_dir():
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=FOLDER) as room:
+            target = Path(room) / "pip"
+            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), PIP]
+            subprocess.run(command, check=True)
+            target.rename(folder)
+    return folder
 
 
 def differences(pins: Mapping[str, str], resolved: Mapping[str, str], exact: bool = True) -> list[str]:
@@ -87,8 +99,8 @@ def differences(pins: Mapping[str, str], resolved: Mapping[str, str], exact: boo
 
 def write() -> None:
     """Resolve with the versions of constraints.txt, where the two sets agree, and write the pins under the header."""
-    near = PIP_FOLDER.parent / "near.txt"
-    near.parent.mkdir(parents=True, exist_ok=True)
+    near = FOLDER / "near.txt"
+    FOLDER.mkdir(parents=True, exist_ok=True)
     kept = [f"{name}=={version}\n" for name, version in read_pins(CPU_PINS).items() if name not in DIFFERENT]
     near.write_text("".join(kept), encoding="utf-8")
     resolved = resolve(near)

@@ -38,8 +38,19 @@ def test_a_set_pins_what_the_package_asks_for(name: str):
 def test_the_gpu_set_is_the_one_that_was_asked_for():
     pins = gpu_set.read_pins(gpu_set.PINS)
     assert [found for head in gpu_set.HEADS if (found := unmet(head, pins))] == []
-    # verl's [fsdp] and [megatron] would pin trl 0.27 and compile these.
+    # verl's [fsdp] and [megatron] would pin trl 0.27 and compile these; the header says how flash-attn comes on top.
     assert not pins.keys() & {"flash-attn", "liger-kernel", "cupy-cuda13x", "megatron-core"}
+
+
+def test_flash_attention_comes_on_top_in_the_version_that_verl_asks_for():
+    pytest.importorskip("verl")
+    (asked,) = [text for text in metadata.requires("verl") or () if text.startswith("flash-attn==")]
+    wanted = str(Requirement(asked.partition(";")[0]))
+    page = (gpu_set.ROOT / "docs/verl.md").read_text(encoding="utf-8")
+    for text in (gpu_set.PINS.read_text(encoding="utf-8"), page):
+        assert f"--no-build-isolation {wanted}" in text
+        for override in ("model.override_config.attn_implementation=sdpa", "model.use_remove_padding=false"):
+            assert override in text
 
 
 def test_the_two_sets_differ_where_they_must_and_nowhere_else():
@@ -73,6 +84,23 @@ def test_what_pip_resolves_is_compared_both_ways():
     ]
     assert gpu_set.differences(pins, resolved, exact=False)[-1] == "numpy is pinned to 2.3.5, pip takes 2.4.0"
     assert gpu_set.differences({"torch": "2.11.0"}, {"torch": "2.11.0"}) == []
+
+
+def test_a_pip_that_was_not_fetched_in_full_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def fetch(command: list[str], check: bool) -> None:
+        (Path(command[command.index("--target") + 1]) / "pip").mkdir(parents=True)
+        calls.append(command)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    calls: list[list[str]] = []
+    monkeypatch.setattr(gpu_set, "FOLDER", tmp_path / "gpu-set")
+    monkeypatch.setattr(gpu_set.subprocess, "run", fetch)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_set.newer_pip()
+    assert list((tmp_path / "gpu-set").iterdir()) == []
+    assert (gpu_set.newer_pip() / "pip").is_dir()
+    assert gpu_set.newer_pip().is_dir() and len(calls) == 2
 
 
 @pytest.mark.parametrize("line", ["torch>=2.11", "torch==2.11.0 ; python_version < '4'", "-e .", "torch==2.11.*"])

@@ -45,6 +45,7 @@ WORDS = {
     "my_org/my_policy": "recipes/rlmt/tiny/models/policy",
     "my_org/my_reward_model": "recipes/rlmt/tiny/models/reward",
     "Skywork/Skywork-Reward-Llama-3.1-8B-v0.2": "recipes/rlmt/tiny/models/reward",
+    "/shared/data/rlp": "data/rlp",
     "server: http://localhost:8000": "backend: local",
     "max_completion_length: 4096": "max_completion_length: 48",
     "bf16: true": "bf16: false",

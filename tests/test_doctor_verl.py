@@ -26,12 +26,21 @@ def test_every_name_that_verl_knows_of_ours_is_shown() -> None:
 def test_an_untested_verl_is_a_warning_with_the_tested_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, monkeypatch, "verl", "0.8.2")
     report = doctor()
-    (finding,) = [
-        finding for finding in report.at("warn") if finding["name"] == "verl" and "tested" in finding["found"]
-    ]
+    (finding,) = [finding for finding in report.findings if finding["name"] == "verl"]
+    assert finding["state"] == "warn"
     assert "verl 0.8.2 is not the tested 0.9.1" in finding["found"]
     assert finding["todo"] == "pip install 'verl==0.9.1'"
     assert report.status == 0
+
+
+def test_another_release_of_the_tested_series_is_not_called_the_tested_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distribution(tmp_path, monkeypatch, "verl", "0.9.2")
+    (finding,) = [finding for finding in doctor().findings if finding["name"] == "verl"]
+    assert finding["state"] == "warn"
+    assert finding["found"] == "verl 0.9.2 is supported, but 0.9.1 is the tested version."
+    assert finding["todo"] == "pip install 'verl==0.9.1'"
 
 
 def test_a_name_that_cannot_be_imported_is_broken_with_its_trace(

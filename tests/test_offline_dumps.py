@@ -16,6 +16,7 @@ from rl_think_ext.offline.bench import Bench, Place
 from rl_think_ext.offline.dumps import read_dump
 from rl_think_ext.offline.replay import ReplayConfig, run_replay, score
 from rl_think_ext.offline.rollouts import IDS, Run
+from rl_think_ext.report.folder import read
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.tiny import PROGRAMS_MODEL
 from rl_think_ext.tiny.programs import rl_rows
@@ -87,6 +88,44 @@ def test_stock_dumps_say_which_trainer_writes_the_ids(dumps: Path) -> None:
     (dumps / "3.jsonl").write_text(json.dumps(line) + "\n")
     with pytest.raises(UserError, match=r"3.jsonl, line 1: no column `prompt_ids`, only input, .*trainer_mode=rlp"):
         Run.of(dumps).read(3)
+
+
+@pytest.mark.parametrize("with_run", [True, False])
+def test_stock_dumps_are_refused_before_run_json_is_asked_for(dumps: Path, with_run: bool) -> None:
+    line = {"input": "a", "output": "b", "gts": None, "score": 1.0, "step": 1, "uid": "u"}
+    (dumps / "1.jsonl").write_text(json.dumps(line) + "\n")
+    if not with_run:
+        (dumps.parent / "rl_think/run.json").unlink()
+    with pytest.raises(UserError, match=r"1.jsonl, line 1: no column `prompt_ids`"):
+        Run.of(dumps)
+
+
+@pytest.mark.parametrize("folder", [".", "dumps"])
+def test_a_run_of_another_method_is_called_one(dumps: Path, folder: str) -> None:
+    path = dumps.parent / "rl_think/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "method": "rlmt"}))
+    (dumps / "1.jsonl").write_text('{"input": "a", "output": "b", "thought": "c", "answer": "d"}\n')
+    with pytest.raises(UserError, match="is a run of RLMT; replay scores RLP's thoughts") as said:
+        Run.of(dumps.parent / folder)
+    assert str(said.value).startswith(str(dumps.parent / folder))
+    assert "log_completions" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    "about", [{"method": "rlp"}, {"method": "rlp", "settings": {"baselin": "none"}, "model": MODEL}]
+)
+def test_errors_name_the_run_json_that_was_read(dumps: Path, about: dict[str, Any]) -> None:
+    path = dumps.parent / "rl_think/run.json"
+    path.write_text(json.dumps(about))
+    with pytest.raises(UserError, match=str(path)):
+        run_replay(ReplayConfig(run=dumps))
+    with pytest.raises(UserError, match="does not name the model"):
+        _ = Run(dumps, {}, {}, path).model
+
+
+def test_the_report_of_dumps_points_to_their_run(dumps: Path) -> None:
+    with pytest.raises(UserError, match=f"holds verl's dumps of rollouts.*default_local_dir, {dumps.parent}$"):
+        read(dumps)
 
 
 @pytest.mark.parametrize(

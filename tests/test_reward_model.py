@@ -33,7 +33,7 @@ from transformers import (
 from rl_think_ext.errors import UserError
 from rl_think_ext.records import Score
 from rl_think_ext.scoring.reward_forward import RewardForward
-from rl_think_ext.scoring.reward_model import LocalRewardModel, load_reward_model
+from rl_think_ext.scoring.reward_model import LocalRewardModel, Repeats, load_reward_model
 
 VOCAB, PAD = 31, 0
 # Very different lengths, a pad id inside, at the end, and nothing but: the last two are told apart by nobody else.
@@ -257,6 +257,16 @@ def test_stats_and_noise(folder: Path) -> None:
         assert sum(len(one.ids) for one in seen) == len(chats) + num
         assert math.isnan(fresh.stats["noise"]) == (num == 0)
         assert not fresh.stats["noise"] > 1e-5
+
+
+def test_of_many_small_calls_a_share_is_scored_twice() -> None:
+    """The first input of all, and then one in a hundred; of calls that are large at least one each."""
+    few = Repeats(0.01, every_call=False)
+    found = [few.due(1) for _ in range(300)]
+    assert found[0] == 1 and 3 <= sum(found) <= 4 and max(found) == 1
+    assert [Repeats(0.01).due(num) for num in (0, 1, 64, 400)] == [0, 1, 1, 4]
+    assert [Repeats(0.0, every_call=flag).due(8) for flag in (True, False)] == [0, 0]
+    assert Repeats(1.0, every_call=False, owed=5.0).due(2) == 2
 
 
 def test_noise_is_the_largest_difference_in_other_company() -> None:

@@ -119,9 +119,9 @@ WORST = {
 def test_f30_worst_cases_take_under_a_second_per_20_000_characters(name):
     text = WORST[name]
     sentence_spans("Warm. Up.")
-    begin = time.monotonic()
+    begin = time.process_time()
     spans = sentence_spans(text)
-    assert time.monotonic() - begin < max(len(text) / 20_000, 1.0)
+    assert time.process_time() - begin < max(len(text) / 20_000, 1.0)
     assert_exact(text, spans)
 
 

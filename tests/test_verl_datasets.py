@@ -189,6 +189,16 @@ def test_a_folder_is_read_by_its_split(built, tokenizer):
     assert ids([f"{folder}::train", f"{folder}::test"]) == train + test
 
 
+def test_a_pattern_may_stand_for_folders(built, tokenizer, tmp_path):
+    rows = rows_of(built / "rlp/train.parquet")
+    for name, some in (("b", rows[2:5]), ("a", rows[:2])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.parquet", some)
+    found = RLPDataset(f"{tmp_path}/*/train.parquet", tokenizer, data())
+    assert [found[i]["think_row"]["id"] for i in range(len(found))] == [row["id"] for row in rows[:5]]
+    assert found[4]["think_row"]["where"].startswith(f"row 3 of {tmp_path}/b/train.parquet")
+
+
 def test_one_folder_on_both_sides_reads_its_two_splits(built, tokenizer):
     folder = str(built / "rlp")
     config = OmegaConf.create({"data": data(train_files=folder, val_files=folder), "trainer": {}})
@@ -227,6 +237,12 @@ def test_what_is_not_there_is_named(built, tokenizer, name, said, tmp_path):
     write(built / "empty.parquet", [], pa.schema([("prompt", pa.string()), ("context", pa.string())]))
     with pytest.raises(UserError, match=said):
         RLPDataset(str(built / name), tokenizer, data())
+
+
+def test_each_method_names_the_command_that_builds_its_data(tokenizer, chats):
+    for kind, tok, command in ((RLPDataset, tokenizer, "rlp"), (RLMTDataset, chats, "rlmt")):
+        with pytest.raises(UserError, match=rf"there is no data/nowhere .*build it with `rl-think data {command}`"):
+            kind("data/nowhere", tok, data())
 
 
 def test_validation_without_a_test_split_says_what_to_do(built, tmp_path):
@@ -329,13 +345,79 @@ def test_f33_extra_info_may_be_nothing_and_nothing_else_than_names_and_values(tm
         {"mine": 1, "index": 0, "id": "row 0"},
         {"index": 1, "id": "row 1"},
     ]
-    path = write(tmp_path / "u.parquet", [{**asked, "extra_info": "index 3"}])
-    with pytest.raises(UserError, match=r"row 1 of .*u.parquet: column `extra_info` holds str; expected names"):
-        RLMTDataset(path, chats, data())[0]
 
 
 def user(content):
     return [{"role": "user", "content": content}]
+
+
+# A row of 900 that none of those is which are read anyway.
+MIDDLE = 611
+
+
+def many(row, **odd):
+    """900 rows that are one, but for the one in the middle."""
+    return [{**row, **odd} if i == MIDDLE else row for i in range(900)]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("data_source", 7, "column `data_source` holds int; expected a text"),
+        ("mine", [1], "column `mine` holds list; expected a text"),
+        ("extra_info", "index 3", "column `extra_info` holds str; expected names with values"),
+    ],
+)
+def test_f33_verls_own_columns_are_looked_at_in_every_row(built, tokenizer, tmp_path, column, value, said):
+    row = rows_of(built / "rlp/train.parquet")[0] | {column: None}
+    path = write(tmp_path / "t.parquet", many(row, **{column: value}))
+    config = data(reward_fn_key="mine" if column == "mine" else "data_source")
+    with pytest.raises(UserError, match=rf"^row {MIDDLE + 1} of {path} \(id {row['id']}\): {said}"):
+        RLPDataset(path, tokenizer, config)
+
+
+@pytest.mark.parametrize(
+    ("folder", "changes", "said"),
+    [
+        ("rlp", {"context": "another text"}, "the prompt does not hold the context"),
+        ("text", {"context": "another text"}, "the prompt does not hold the context"),
+        ("rlp-verl", {"context": "another text"}, "the prompt does not hold the context"),
+        ("rlp", {"context": None}, "column `context` is missing or no text"),
+        ("text", {"prompt": "no tag"}, "the prompt does not end with <think>"),
+        ("rlp", {"target": None, "target_ids": None}, "column `target` holds NoneType"),
+        ("text", {"target": None}, "column `target` holds NoneType"),
+        ("rlp", {"context_ids": []}, "the context is empty"),
+    ],
+)
+def test_f33_one_row_of_rlp_that_cannot_be_used_is_found_among_many(built, tokenizer, tmp_path, folder, changes, said):
+    row = rows_of(built / folder / "train.parquet")[0]
+    path = write(tmp_path / "t.parquet", many(row, **changes))
+    with pytest.raises(UserError, match=rf"^row {MIDDLE + 1} of {path} \(id {row['id']}\): {said}"):
+        RLPDataset(path, tokenizer, data())
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+@pytest.mark.parametrize(
+    ("chat", "said"),
+    [
+        ([*user("a"), {"role": "assistant", "content": "b"}], "the chat ends with the assistant's message"),
+        ([{"role": "tool", "content": "7"}, *user("a")], "message 1: the role 'tool' is none of system, user"),
+        ([], "expected a chat .*, got an empty list"),
+        (None, "expected a chat .*, got NoneType|column `prompt` is text, and there is no column `messages`"),
+    ],
+)
+def test_f32_one_chat_that_is_none_is_found_among_many(tmp_path, chats, column, chat, said):
+    row = {"id": "p", "prompt": "User: hi"} | {column: user("hi")}
+    path = write(tmp_path / "t.parquet", many(row, id="odd", **{column: chat}))
+    with pytest.raises(UserError, match=rf"^row {MIDDLE + 1} of {path} \(id odd\).*({said})"):
+        RLMTDataset(path, chats, data())
+
+
+def test_f24_one_tag_is_found_among_many_chats_where_a_frame_would_not_survive_it(tmp_path, tokenizer, chats):
+    path = write(tmp_path / "t.parquet", many({"prompt": user("a long question")}, prompt=user("</think>")))
+    assert len(RLMTDataset(path, chats, data())) == 900
+    with pytest.raises(UserError, match=rf"row {MIDDLE + 1} of .*a user message holds the tag '</think>'"):
+        RLMTDataset(path, tokenizer, data(rl_think={"rlmt": {"style": "response"}}))
 
 
 @pytest.mark.parametrize(
@@ -413,6 +495,22 @@ def test_the_longest_row_of_all_is_found_and_refused(built, tokenizer, folder, t
     assert f"row {len(rows) * 8 + 1} of {place} (id {long['id']})" == where
     with pytest.raises(UserError, match=rf"{long['id']}.*a prompt of {length} tokens is longer than data.max_prompt_l"):
         RLPDataset(str(place), tokenizer, data(max_prompt_length=length - 1))
+
+
+def test_f6_a_row_of_few_characters_and_many_tokens_is_refused_when_it_is_read(built, tokenizer, tmp_path):
+    row = rows_of(built / "text/train.parquet")[0]
+    usual, limit = len(row["prompt"]), 64
+    rain = "雨" * (usual // 2)
+    odd = {**row, "id": "rain", "context": rain, "prompt": rain + "<think>"}
+    assert len(odd["prompt"]) < usual and len(tokenizer(rain)["input_ids"]) > limit
+    path = write(tmp_path / "t.parquet", many(row, **odd))
+    found = RLPDataset(path, tokenizer, data(max_prompt_length=limit))
+    assert found.longest[0] < limit
+    with pytest.raises(
+        UserError,
+        match=rf"^row {MIDDLE + 1} of {path} \(id rain\): a prompt of .* is longer than data.max_prompt_length 64",
+    ):
+        found[MIDDLE]
 
 
 def test_a_long_chat_is_refused_with_its_template(tmp_path, chats):

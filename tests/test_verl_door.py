@@ -181,6 +181,60 @@ def test_the_environment_is_read_where_the_config_says_nothing(monkeypatch: pyte
     assert config.data.rl_think.rlp.num_target_tokens == 9
 
 
+def test_a_default_in_the_config_gives_way_aloud(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RL_THINK_CONFIG", "rlp: {num_target_tokens: 9}")
+    resolved.resolve(config_of("{data: {}, rl_think: {rlp: {num_target_tokens: 1, baseline: ema}}}"), "rlp")
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "num_target_tokens: 9" in said and "default 1" in said
+
+
+def test_the_variable_reaches_a_driver_on_another_machine(tmp_path: Path) -> None:
+    """verl's driver is a process of Ray's: on a cluster that was there before it does not see the shell's variables."""
+    (tmp_path / "settings.yaml").write_text("rlp: {num_target_tokens: 9}\n")
+    done = python(
+        f"""
+        import os
+        os.chdir({str(tmp_path)!r})
+        import verl
+        from verl.trainer.main_ppo import get_ppo_ray_runtime_env
+        assert "RL_THINK_CONFIG" not in get_ppo_ray_runtime_env()["env_vars"]
+        os.environ["RL_THINK_CONFIG"] = "settings.yaml"
+        print(get_ppo_ray_runtime_env()["env_vars"]["RL_THINK_CONFIG"])
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "settings.yaml")
+
+
+def test_a_name_that_somebody_else_has_is_no_silent_loss() -> None:
+    done = python(
+        """
+        import verl
+        from rl_think_ext.verl import plugin
+        try:
+            plugin._join({"rlp": int}, plugin.TRAINERS)
+        except Exception as error:
+            print(type(error).__name__, "rlp" in str(error))
+        """
+    )
+    assert done.stdout.split() == ["UserError", "True"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{trainer: {v1: {sync: {parameter_sync_step: 2}}}}", "parameter_sync_step"),
+        ("{actor_rollout_ref: {actor: {strategy: fsdp2}, model: {use_fused_kernels: true}}}", "logprob_kernel"),
+        ("{actor_rollout_ref: {actor: {strategy: megatron}, model: {use_fused_kernels: false}}}", "logprob_kernel"),
+    ],
+)
+def test_what_the_door_would_not_see_is_refused(text: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        resolved.check_door(config_of(text), resolved.DoorConfig(logprob_kernel=True))
+
+
 def test_settings_in_two_places_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RL_THINK_CONFIG", "rlp: {num_target_tokens: 9}")
     with pytest.raises(UserError, match="RL_THINK_CONFIG"):
@@ -196,6 +250,7 @@ def test_settings_in_two_places_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("{rl_think: {rlp: {num_target_tokens: many}}}", "is a int"),
         ("{rl_think: {logprob_kernel: maybe}}", "logprob_kernel"),
         ("{rl_think: {prefill_think: true}}", "does nothing for rlp"),
+        ("{rl_think: {rlmt: {style: none}}}", "holds settings, and this is a run of rlp"),
         ("{rl_think: 7}", "expected the block of a method"),
     ],
 )
@@ -282,10 +337,11 @@ def a_trainer(
     monkeypatch.setattr(trainer, "tq", queue)
     one = object.__new__(ThinkTrainer)
     one.method, one.settings = "rlp", RLPConfig(max_failed_steps=2)
-    one.config = OmegaConf.create({"algorithm": {"adv_estimator": "rloo"}})
+    sizes = {"data": {"train_batch_size": 2}, "actor_rollout_ref": {"rollout": {"n": 4}}}
+    one.config = OmegaConf.create({"algorithm": {"adv_estimator": "rloo"}, **sizes})
     one.record, one.alarms = Record(tmp_path, 0), lambda metrics: []
     one.record.begin(0)
-    one.scores, one.columns, one._quiet, one._failed = {}, {}, [], 0
+    one.scores, one.columns, one._quiet, one._failed, one._shown = {}, {}, [], 0, None
     return one
 
 
@@ -302,7 +358,8 @@ def test_settling_masks_rows_and_counts_them(tmp_path: Path, monkeypatch: pytest
     one, metrics = a_trainer(tmp_path, queue, monkeypatch), {}
     batch = queue.batch()
     one.settle(batch, dict(enumerate(SCORES)), metrics)
-    assert metrics == {"rlp/unscorable": pytest.approx(1 / 3)}
+    # Two prompts with four samples each were asked for; two samples were lost on the way.
+    assert metrics == {"rlp/unscorable": pytest.approx(1 / 3), "rlp/lost": 0.25}
     for key, score in zip(batch.keys, SCORES, strict=True):
         row = queue.rows[key]
         assert bool(row["response_mask"].any()) == bool(row["loss_mask"].any()) == (score.value is not None)
@@ -377,8 +434,30 @@ def test_validation_means_leave_the_unscorable_out(tmp_path: Path, monkeypatch: 
     one = a_trainer(tmp_path, FakeQueue(), monkeypatch)
     extra = {"reward": [1.0, 0.0, 3.0], "unscorable": ["", "broken", ""], "score": [1.0, None, 3.0]}
     found = one._val_metrics_update(["s"] * 3, ["u", "v", "w"], extra, [2, 2, 2])
-    assert found["val-core/s/reward/mean@1"] == 2.0
+    assert found["val-core/s/reward/mean@1"] == found["val-core/s/reward/mean"] == 2.0
     assert found["val-aux/rlp/unscorable"] == pytest.approx(1 / 3)
+
+
+def test_validation_means_are_over_all_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl's mean@4 is the mean of the prompts that kept four samples: here of the good one alone."""
+    one = a_trainer(tmp_path, FakeQueue(), monkeypatch)
+    extra = {"reward": [1.0] * 4 + [-3.0] * 3 + [0.0], "unscorable": [""] * 7 + ["broken"]}
+    found = one._val_metrics_update(["s"] * 8, ["a"] * 4 + ["b"] * 4, extra, [2] * 8)
+    assert found["val-core/s/reward/mean"] == -1.0  # (1 - 3) / 2
+    assert found["val-core/s/reward/mean@4"] == 1.0
+
+
+def test_the_table_of_a_validation_shows_no_score_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, seen = a_trainer(tmp_path, FakeQueue(), monkeypatch), []
+    table = "_maybe_log_val_generations"
+    monkeypatch.setattr(trainer.PPOTrainerSync, table, lambda self, *columns: seen.append(columns))
+    one._maybe_log_val_generations(["i", "j"], ["o", "p"], [1.0, 0.0])
+    assert not seen
+    one._val_metrics_update(["s"] * 2, ["u", "v"], {"reward": [1.0, 0.0], "unscorable": ["", "broken"]}, [2, 2])
+    [(inputs, outputs, scores)] = seen
+    assert (inputs, outputs, scores[0]) == (["i", "j"], ["o", "p"], 1.0) and np.isnan(scores[1])
 
 
 def test_metrics_leave_padding_and_unscorable_rows_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,10 @@ from rl_think_ext.formats import render_zero
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.scoring.chat_prompt import prompt_ids
 from rl_think_ext.verl import resolved
+from rl_think_ext.verl.batching import Waiting
 from rl_think_ext.verl.rlmt_sample import FATAL, KEYS, PREFIX, UNSCORABLE, check_infos, table_of
 from rl_think_ext.verl.rlmt_step import Step
 from rl_think_ext.verl.stops import register_engine, stop_at
-from rl_think_ext.verl.waiting import Waiting
 
 verl = pytest.importorskip("verl")
 
@@ -457,7 +457,7 @@ def trainer(config):
     made = object.__new__(RLMTTrainer)
     made.config = copy.deepcopy(config)
     made.settings, made.source = resolved.resolve(made.config, "rlmt")
-    made.scores, made.columns, made._quiet, made._failed = {}, {}, [], 0
+    made.scores, made.columns, made._quiet, made._failed, made._shown = {}, {}, [], 0, None
     return made
 
 
@@ -805,3 +805,33 @@ def test_what_samples_say_is_the_table_that_the_scorer_made(config):
     made = manager.scorer([row.chat for row in rows], [row.output for row in rows])
     table = table_of(infos(manager, *OUTPUTS))
     assert torch.equal(table.nan_to_num(nan=-1.0), made.table.nan_to_num(nan=-1.0))
+
+
+def test_noise_is_measured_on_a_share_of_samples_that_come_one_by_one(config):
+    """One sample a call is what verl sends: the first is scored twice, then one in a hundred; the rest remember."""
+    manager = manager_of(changed(config, rl_think__rlmt__score_noise_share=0.01))
+    forward, asked = manager.scorer.model.forward, []
+    own = forward.noise
+
+    def noise(rows, scores, num):
+        asked.append(num)
+        return own(rows, scores, num) if own(rows, scores, num) >= 0 else 0.0
+
+    forward.noise = noise
+    found = [infos(manager, f"<think>a</think>{'ab' * (i + 1)}")[0] for i in range(6)]
+    assert asked == [1]
+    assert all(one["rlmt/noise"] is not None and one["rlmt/noise"] < 1e-4 for one in found)
+
+
+def test_an_output_has_room_to_end_before_the_context_does(config):
+    """verl's servers cut where the context ends and call that completed: half an answer would be scored as whole."""
+    from rl_think_ext.verl.rlmt_checks import check_room
+
+    rollout = config.actor_rollout_ref.rollout
+    need = rollout.prompt_length + rollout.response_length
+    check_room(config, need)
+    check_room(config, None)
+    with pytest.raises(UserError, match=rf"data\.max_response_length: .* need {need} positions"):
+        check_room(config, need - 1)
+    with pytest.raises(UserError, match="max_response_length"):
+        check_room(changed(config, actor_rollout_ref__rollout__name="sglang"), need)

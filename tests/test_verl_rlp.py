@@ -361,14 +361,19 @@ def test_f47_groups_within_the_noise_are_quiet() -> None:
     assert rlp_trainer.quiet(groups, rows, gains) == [2, 4, 9, 1]  # a lonely one has no spread
 
 
-def test_metrics_are_of_whole_groups_in_their_own_order() -> None:
+def test_metrics_are_of_all_samples_in_groups_of_their_own_order() -> None:
+    """Where sampling failed, a group is smaller: its samples are trained, and count."""
     rows, groups = [0, 1, 2, 3, 4], [[0, 3], [1, 2], [4]]
     gains = gains_of([1.0, 5.0, 7.0, 1.5, 100.0])
     found = rlp_trainer.group_metrics(groups, rows, gains, 2)
+    assert found["gain"] == pytest.approx(22.9) and found["unscorable"] == 0.0
+    assert found["gain_spread"] == pytest.approx((0.25 + 1.0 + 0.0) / 3)
+    assert found["zero_variance_groups"] == pytest.approx(1 / 3)  # who is alone has nobody to differ from
+    whole = rlp_trainer.group_metrics(groups[:2], rows[:4], gains_of([1.0, 5.0, 7.0, 1.5]), 2)
     wanted = gain_metrics(gains_of([1.0, 1.5, 5.0, 7.0]), 2)
-    assert {k: v for k, v in found.items() if v == v} == {k: v for k, v in wanted.items() if v == v}
-    assert found["gain_spread"] == pytest.approx((0.25 + 1.0) / 2)
-    assert rlp_trainer.group_metrics([[0], [1], [2], [3], [4]], rows, gains, 2)["gain"] == pytest.approx(22.9)
+    assert {k: v for k, v in whole.items() if v == v} == {k: v for k, v in wanted.items() if v == v}
+    lost = rlp_trainer.group_metrics([[0, 3], [1, 2]], rows[:4], gains_of([1.0, 5.0, 7.0, 1.5]), 3)
+    assert lost["gain_spread"] == whole["gain_spread"] and lost["zero_variance_groups"] == 0.0
 
 
 def test_parts_of_the_weights_add_up() -> None:

@@ -39,7 +39,12 @@ SHOWN = {
         "rlmt": ["test_verl_door.py::test_advantages_are_those_of_the_batch_without_the_unscorable"],
     },
     "PPO with a critic": {"rlmt": [f"{RUNS}rlmt_trains_by_ppo_with_a_critic"]},
-    "LoRA": {"rlp": ["test_verl_worker.py::test_with_an_adapter_the_average_is_the_adapters"]},
+    "LoRA": {
+        "rlp": [
+            "test_verl_worker.py::test_with_an_adapter_the_average_is_the_adapters",
+            "test_verl_worker.py::test_an_adapter_and_its_average_are_saved_and_taken_up_by_another_worker",
+        ]
+    },
     "our kernels in the log-probs": {
         "rlp": ["test_verl_rlp.py::test_kernel_and_verls_function_agree_with_their_gradients"],
         "rlmt": ["test_verl_support.py::test_kernels_are_put_in_place_for_both_methods"],

@@ -232,7 +232,20 @@ def test_f19_averages_of_another_number_of_processes_raise(seen: dict[str, Any])
 
 def test_with_an_adapter_the_average_is_the_adapters(seen: dict[str, Any]) -> None:
     assert seen["adapter"] and all("lora_" in name for name in seen["adapter"])
-    assert seen["adapter_state"]["ema_updates"] == 1.0 and seen["adapter_state"]["ema_distance"] > 0.0
+    assert seen["adapter_state"]["ema_updates"] == 2.0 and seen["adapter_state"]["ema_distance"] > 0.0
+    scores = {
+        name: torch.tensor([v for row in seen[f"adapter_{name}"][0] for v in row])
+        for name in ("policy", "ema", "by_hand")
+    }
+    torch.testing.assert_close(scores["ema"], scores["by_hand"], rtol=0, atol=2e-6)
+    assert (scores["ema"] - scores["policy"]).abs().max() > 1e-4
+
+
+def test_an_adapter_and_its_average_are_saved_and_taken_up_by_another_worker(seen: dict[str, Any]) -> None:
+    assert seen["adapter_refused"] is None
+    assert seen["adapter_loaded"] == seen["adapter_state"]
+    for name in ("policy", "ema"):
+        assert seen[f"adapter_{name}_loaded"] == seen[f"adapter_{name}"]
 
 
 def test_weights_that_are_offloaded_between_steps_are_averaged_all_the_same(seen: dict[str, Any]) -> None:

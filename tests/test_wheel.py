@@ -75,6 +75,11 @@ def test_wheel_is_built_without_torch_and_works_elsewhere(tmp_path: Path) -> Non
     print(f"{wheel.name}: {wheel.stat().st_size / 2**20:.2f} MiB, {size / 2**20:.2f} without tiny, in {seconds:.0f} s")
     assert size <= 2**20
     assert not [file.filename for file in files if "csrc" in file.filename]
+    # Whatever the repository holds of the package comes along, the settings for hydra among it.
+    listed = subprocess.run(["git", "ls-files", "rl_think_ext"], cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = {name for name in listed.stdout.splitlines() if "csrc" not in name and (ROOT / name).is_file()}
+    assert "rl_think_ext/verl/config/rl_think/rlp.yaml" in wanted
+    assert wanted - {file.filename for file in files} == set()
     done = use(wheel, tmp_path / "with")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "('cpp', 'torch')\n"

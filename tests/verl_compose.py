@@ -40,8 +40,7 @@ def trainer_of(config: Any) -> Any:
     """A trainer up to where verl's own begins: settings, checks, splits; stand-ins have nothing else."""
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    from rl_think_ext.verl import RLMTTrainer, RLPTrainer, resolved
-    from rl_think_ext.verl.data_files import name_splits
+    from rl_think_ext.verl import RLMTTrainer, RLPTrainer
 
     mode = config.trainer.v1.trainer_mode
     get_trainer_cls(mode)  # there is one of that name
@@ -50,10 +49,7 @@ def trainer_of(config: Any) -> Any:
         return SimpleNamespace(settings=None, found=[])
     trainer = kind.__new__(kind)
     trainer.config = config
-    trainer.settings, trainer.source = resolved.resolve(config, kind.method)
-    trainer.door = resolved.door_of(config)
-    trainer.found = trainer.check()
-    name_splits(config)
+    trainer.found = trainer.prepare()
     return trainer
 
 

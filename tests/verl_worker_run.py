@@ -274,14 +274,13 @@ def cases(folder: Path) -> dict[str, Any]:
     found["missing"] = refusal(other, folder)
     for path in (folder / "actor/rl_think").glob(f"slow.rank{dist.get_rank()}of*"):
         path.rename(path.with_name(path.name.replace(f"of{dist.get_world_size()}", "of64")))
+    # verl's own files bear the number, too: what it says of a missing one comes after what we say.
+    for path in (folder / "actor").glob(f"model_world_size_*_rank_{dist.get_rank()}.pt"):
+        path.unlink()
     dist.barrier()
     found["other_ranks"] = refusal(fresh, folder)
 
-    adapter = worker(lora_rank=2, lora_alpha=4)
-    adapter.average({"ema": 0.5})
-    found["adapter"] = sorted(adapter.averages["ema"].average)
-    adapter.train_mini_batch(stock_batch([1] * 4, [1.0, 2.0, 3.0, 4.0], old))
-    found["adapter_state"] = adapter.state()
+    found |= with_adapter(folder, old)
 
     away = worker(param_offload=True, optimizer_offload=True)
     away.average({"ema": 0.0})
@@ -295,6 +294,46 @@ def cases(folder: Path) -> dict[str, Any]:
     remote(queries())  # leaves the whole weights behind
     with remote.weights("frozen"):
         found["plain_frozen_gathered"] = numbers(remote(queries()))
+    return found
+
+
+def with_adapter(folder: Path, old: list[list[float]]) -> dict[str, Any]:
+    """Two steps with LoRA: what the average says, what one made by hand says, and what a second worker takes up."""
+    import torch
+    import torch.distributed as dist
+
+    from rl_think_ext.scoring.ema import local_weights
+
+    found: dict[str, Any] = {}
+    made = worker(lora_rank=2, lora_alpha=4)
+    made.average({"ema": 0.5})
+    names = found["adapter"] = sorted(made.averages["ema"].average)
+    by_hand = {name: local_weights(made.engine.module)[name].detach().clone() for name in names}
+    for advantages in ([1.0, 2.0, 3.0, 4.0], [-4.0, 1.0, -2.0, 2.0]):
+        made.train_mini_batch(stock_batch([1] * 4, advantages, old))
+        weights = local_weights(made.engine.module)
+        by_hand = {name: 0.5 * value + 0.5 * weights[name].detach() for name, value in by_hand.items()}
+    found["adapter_state"], remote = made.state(), likelihood(made)
+    found["adapter_policy"] = numbers(remote(queries()))
+    with remote.weights("ema"):
+        found["adapter_ema"] = numbers(remote(queries()))
+
+    (folder / "lora").mkdir(exist_ok=True)
+    made.save_checkpoint(str(folder / "lora/actor"))
+    dist.barrier()
+    fresh = worker(lora_rank=2, lora_alpha=4)
+    fresh.average({"ema": 0.5})
+    found["adapter_refused"] = refusal(fresh, folder / "lora")
+    found["adapter_loaded"], remote = fresh.state(), likelihood(fresh)
+    found["adapter_policy_loaded"] = numbers(remote(queries()))
+    with remote.weights("ema"):
+        found["adapter_ema_loaded"] = numbers(remote(queries()))
+
+    with torch.no_grad():
+        for name, weight in local_weights(made.engine.module).items():
+            if name in by_hand:
+                weight.copy_(by_hand[name])
+    found["adapter_by_hand"] = numbers(likelihood(made)(queries()))
     return found
 
 

@@ -21,21 +21,54 @@ def dumped_steps(folder: Path) -> dict[int, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def about_dumps(folder: Path) -> dict[str, Any]:
-    """The run.json of the run that wrote the dumps: beside them, or in the run's folder when they lie in it.
+def about_dumps(folder: Path, first: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
+    """The run.json of the run that wrote the dumps, and its place: beside them, or in the run's folder around them.
+
+    Args:
+        folder: That of the dumps.
+        first: One of the dumps.
+        columns: What a sample needs to be scored again.
 
     Raises:
-        UserError: none is there, or one that says nothing.
+        UserError: a run of another method, dumps without ids, no run.json, or one that says nothing.
     """
     places = [place / name for place in (folder, folder.parent) for name in ("run.json", "rl_think/run.json")]
-    for path in places:
-        if path.is_file():
-            return read_about(path)
+    found = next((path for path in places if path.is_file()), None)
+    about = {} if found is None else read_about(found)
+    check_method(folder, about)
+    _check_columns(first, columns)
+    if found is not None:
+        return about, found
     raise UserError(
         f"{folder} holds verl's dumps of rollouts, but no run.json says how they were scored; looked for "
         f"{', '.join(map(str, places))}. The trainer `rlp` writes one: copy it from `rl_think` in the run's "
         "trainer.default_local_dir"
     )
+
+
+def check_method(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse what is no run of RLP.
+
+    Raises:
+        UserError: naming the folder and its method.
+    """
+    method = about.get("method", "rlp")
+    if method != "rlp":
+        raise UserError(
+            f"{folder} is a run of {str(method).upper()}; replay scores RLP's thoughts. `rl-think report` shows other "
+            "runs, by their output_dir (TRL) or default_local_dir (verl)"
+        )
+
+
+def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
+    """Whether the first sample can be scored again at all; one that cannot be read is for its reader to say."""
+    line = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return
+    if isinstance(row, Mapping):
+        _require(row, f"{path}, line 1", columns)
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -83,16 +116,21 @@ def read_dump(path: Path, ids: tuple[str, ...], scores: tuple[str, ...]) -> list
 def _checked(row: Any, where: str, ids: tuple[str, ...], scores: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: no sample, but a {type(row).__name__}")
-    for name in (*ids, *scores):
-        if name not in row:
-            raise UserError(
-                f"{where}: no column `{name}`, only {', '.join(row)}. verl alone dumps text, which cannot be scored "
-                "again; train with trainer.v1.trainer_mode=rlp of rl_think_ext.verl, which adds the ids and the scores"
-            )
+    _require(row, where, (*ids, *scores))
     for name in ids:
         if not isinstance(row[name], list) or not all(type(token) is int for token in row[name]):
             raise UserError(f"{where}: `{name}` is no list of token ids")
     return {name: _plain(value) for name, value in row.items()}
+
+
+def _require(row: Mapping[str, Any], where: str, columns: tuple[str, ...]) -> None:
+    for name in columns:
+        if name not in row:
+            raise UserError(
+                f"{where}: no column `{name}`, only {', '.join(row)}. verl alone dumps text, and RLMT's outputs have "
+                "no target: neither can be scored again. Train with trainer.v1.trainer_mode=rlp of rl_think_ext.verl, "
+                "which adds the ids and the scores"
+            )
 
 
 def _plain(value: Any) -> Any:

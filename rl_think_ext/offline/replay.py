@@ -96,13 +96,13 @@ def settings_of(run: Run) -> dict[str, Any]:
     """
     found = run.about.get("settings")
     if not isinstance(found, dict):
-        raise UserError(f"{run.folder / 'run.json'} holds no `settings`")
+        raise UserError(f"{run.source} holds no `settings`")
     return found
 
 
 def _settings(config: ReplayConfig, old: dict[str, Any], run: Run) -> RLPConfig:
     own = {} if config.max_tokens_per_batch is None else {"max_tokens_per_batch": config.max_tokens_per_batch}
-    return with_pairs(old, config.set, own, str(run.folder / "run.json"))
+    return with_pairs(old, config.set, own, str(run.source))
 
 
 def check_settings(old: Mapping[str, Any], new: RLPConfig, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -138,7 +138,7 @@ def check_tokens(tokenizer: Any, name: str, run: Run, rows: Sequence[Mapping[str
             f"the rollouts hold token {used[-1]}, and the tokenizer of {name} has {len(tokenizer)} entries: they were "
             "made with another tokenizer; give a model of the run's own family"
         )
-    for place in (str(run.folder.parent), run.about.get("model")):
+    for place in (str(run.source.parent.parent), run.about.get("model")):
         try:
             own = load_tokenizer(str(place))
         except UserError:

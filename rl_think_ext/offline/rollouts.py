@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.offline.dumps import about_dumps, dumped_steps, read_about, read_dump
+from rl_think_ext.offline.dumps import about_dumps, check_method, dumped_steps, read_about, read_dump
 
 IDS = ("prompt_ids", "context_ids", "target_ids", "completion_ids")
 _SCORES = ("reasoned", "gain", "unscorable")
@@ -20,22 +20,24 @@ _FILE = re.compile(r"(\d+)\.rank(\d+)\.parquet")
 class Run:
     """A run's folder `rl_think`, its run.json, and its rollouts: files by step, in the order of the ranks.
 
-    For verl's dumps the folder is theirs.
+    For verl's dumps the folder is theirs; `source` is the run.json that was read.
     """
 
     folder: Path
     about: Mapping[str, Any]
     steps: Mapping[int, list[Path]]
+    source: Path
 
     @classmethod
     def of(cls, folder: Path) -> Run:
         """Find the rollouts of an output_dir, of verl's default_local_dir, or of verl's rollout_data_dir.
 
         Raises:
-            UserError: no run there, or one that kept no rollouts.
+            UserError: no run there, one of another method, or one that kept no rollouts.
         """
         if dumped := dumped_steps(folder):
-            return cls(folder, about_dumps(folder), dumped)
+            about, source = about_dumps(folder, next(iter(dumped.values()))[0], (*IDS, *_SCORES))
+            return cls(folder, about, dumped, source)
         inner = folder if folder.name == "rl_think" else folder / "rl_think"
         if not (inner / "run.json").is_file():
             raise UserError(
@@ -43,6 +45,7 @@ class Run:
                 "default_local_dir or its rollout_data_dir (verl)"
             )
         about = read_about(inner / "run.json")
+        check_method(folder, about)
         count = about.get("num_processes")
         found: dict[int, list[tuple[int, Path]]] = {}
         for path in (inner / "rollouts").glob("*.parquet"):
@@ -56,7 +59,7 @@ class Run:
                 "rl_think.log_completions=true), and they are written at every log"
             )
         steps = {step: [path for _, path in sorted(files)] for step, files in sorted(found.items())}
-        return cls(inner, about, steps)
+        return cls(inner, about, steps, inner / "run.json")
 
     @property
     def model(self) -> str:
@@ -66,7 +69,7 @@ class Run:
             UserError: the run does not say.
         """
         if not isinstance(self.about.get("model"), str):
-            raise UserError(f"{self.folder / 'run.json'} does not name the model that the run began with: use --model")
+            raise UserError(f"{self.source} does not name the model that the run began with: use --model")
         return str(self.about["model"])
 
     def choose(self, wanted: str) -> list[int]:

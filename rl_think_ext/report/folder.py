@@ -236,6 +236,10 @@ def _nothing(path: Path) -> str:
     inside = sorted(_runs_in(path))
     if inside:
         return f"{path} holds no run itself, but {', '.join(inside[:5])} in it do: name one of them, or two"
+    if any(file.stem.isdecimal() for file in path.glob("*.jsonl")):
+        run = path.resolve().parent
+        here = f", {run}" if (run / "rl_think").is_dir() else ""
+        return f"{path} holds verl's dumps of rollouts; the page is of a run: name its trainer.default_local_dir{here}"
     return (
         f"{path} holds no run: neither rl_think/log.jsonl nor rl_think/run.json nor completions/ nor gain.json. "
         "`rl-think train --config RUN.yaml` leaves them in its output_dir, `rl-think gain --output DIR` gain.json"

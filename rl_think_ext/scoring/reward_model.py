@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -34,6 +34,34 @@ if TYPE_CHECKING:
     from rl_think_ext.scoring.served import ServedRewardModel
 
 LOCAL_LIMIT = 2_000_000_000
+
+
+@dataclass
+class Repeats:
+    """How many inputs of a call are scored twice to measure noise.
+
+    Args:
+        share: Of all inputs, from 0 to 1.
+        every_call: At least one of each call. Where calls are of one input or a few, say no: then it is a share of all
+            calls together, the first input among them.
+    """
+
+    share: float
+    every_call: bool = True
+    owed: float = 1.0
+
+    def due(self, num: int) -> int:
+        """Of a call of `num` inputs."""
+        if not self.share or not num:
+            return 0
+        if self.every_call:
+            return min(num, max(1, round(self.share * num)))
+        self.owed += self.share * num
+        now = min(num, int(self.owed))
+        self.owed -= now
+        return now
+
+
 NOT_FINITE = "score not finite"
 
 
@@ -49,6 +77,9 @@ class RewardModel(Protocol):
     def stats(self) -> Mapping[str, float]: ...
 
     def __call__(self, conversations: Sequence[Sequence[Message]]) -> list[Score]: ...
+
+    @property
+    def repeats(self) -> Repeats: ...
 
     def encode(self, conversation: Sequence[Message]) -> RewardInput | Score: ...
 
@@ -69,6 +100,7 @@ class LocalRewardModel:
         self.stats: Mapping[str, float] = {}
         self._cache = ScoreCache(config.cache_size)
         self._noise = math.nan
+        self.repeats = Repeats(config.score_noise_share)
 
     @cached_property
     def template(self) -> RewardTemplate:
@@ -101,13 +133,14 @@ class LocalRewardModel:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"config": self.config, "device": self.device, "stats": self.stats}
-        return kept | {"_cache": ScoreCache(self.config.cache_size), "_noise": math.nan}
+        empty = ScoreCache(self.config.cache_size)
+        return kept | {"_cache": empty, "_noise": math.nan, "repeats": replace(self.repeats)}
 
     def _compute(self, rows: list[Ids]) -> list[Score]:
         values = self.forward(rows)
-        share = self.config.score_noise_share
-        if share:
-            self._noise = self.forward.noise(rows, values, max(1, round(share * len(rows))))
+        due = self.repeats.due(len(rows))
+        if due:
+            self._noise = self.forward.noise(rows, values, due)
         return [Score(v) if math.isfinite(v) else Score.unscorable(NOT_FINITE) for v in values.tolist()]
 
 

@@ -18,7 +18,7 @@ from rl_think_ext.records import Score
 from rl_think_ext.scoring.endpoint import Endpoint, EndpointConfig, Failure
 from rl_think_ext.scoring.reward_cache import Ids, ScoreCache
 from rl_think_ext.scoring.reward_input import RewardInput, RewardTemplate
-from rl_think_ext.scoring.reward_model import call_stats, score_inputs
+from rl_think_ext.scoring.reward_model import Repeats, call_stats, score_inputs
 
 PATH = "/classify"
 # Enough to make HTTP's share small; few enough that a lost request loses little and the server's own batching sees
@@ -55,7 +55,8 @@ class ServedRewardModel:
         if time_limit is not None:
             config = dataclasses.replace(config, deadline=min(config.deadline, time_limit))
         self.endpoint = Endpoint(config, num_processes)
-        self.template, self.model, self.noise_share = template, model, noise_share
+        self.template, self.model = template, model
+        self.repeats = Repeats(noise_share)
         self.stats: Mapping[str, float] = {}
         # Seconds that the next call has, where those who ask have waited already; without it the settings decide.
         self.time_left: float | None = None
@@ -80,7 +81,7 @@ class ServedRewardModel:
 
     def _score(self, begin: float, rows: list[Ids]) -> list[Score]:
         """Score ids in requests of some; those of a request that was refused are asked once more, each alone."""
-        num_twice = min(len(rows), max(1, round(self.noise_share * len(rows)))) if self.noise_share else 0
+        num_twice = self.repeats.due(len(rows))
         some = min(INPUTS_PER_REQUEST, math.ceil(len(rows) / self.endpoint.num_at_once))
         parts = [rows[i : i + some] for i in range(0, len(rows), some)]
         found = self._ask([*parts, *([row] for row in rows[:num_twice])], begin, refusals_raise=some == 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from glob import glob
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ def name_splits(config: Any) -> None:
         data.val_files, data.val_max_samples = list(data.train_files), 1
 
 
-def files_of(data_files: Any, config: Mapping[str, Any]) -> list[tuple[str, Path]]:
+def files_of(data_files: Any, config: Mapping[str, Any], built_by: str = "rl-think data") -> list[tuple[str, Path]]:
     """Every file that is read, under the name that an error shows.
+
+    Args:
+        data_files: What `data.train_files` may name.
+        config: verl's `data` part, which tells the side of the run.
+        built_by: The command that builds such data, for errors.
 
     Raises:
         UserError: nothing there, a folder that both sides name, or a file of another kind.
@@ -54,7 +60,7 @@ def files_of(data_files: Any, config: Mapping[str, Any]) -> list[tuple[str, Path
         )
     if not given:
         raise UserError(_no_name(key, wanted))
-    return [found for one in given for found in _files(one, wanted, key)]
+    return [found for one in given for found in _files(one, wanted, key, built_by)]
 
 
 def folder_of(data_files: Any) -> str:
@@ -94,20 +100,20 @@ def _way_out(wanted: Sequence[str]) -> str:
     )
 
 
-def _files(name: str, wanted: Sequence[str], key: str) -> list[tuple[str, Path]]:
+def _files(name: str, wanted: Sequence[str], key: str, built_by: str) -> list[tuple[str, Path]]:
     place, mark, split = name.partition(SPLIT_MARK)
     path = Path(_fetched(place)).expanduser()
     if path.is_dir():
         return _of_split(str(path), _split(str(path), (split,) if mark else wanted, key))
-    if "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
+    if "*" in str(path):
+        found = sorted(map(Path, glob(str(path))))
         if not found:
             raise UserError(f"{key}: no file is named like {name} (looked from {Path.cwd()})")
         return [(str(one), one) for one in found]
     if mark or not path.is_file():
-        raise UserError(f"{key}: there is no {name} (looked from {Path.cwd()}); build it with `rl-think data rlp`")
+        raise UserError(f"{key}: there is no {name} (looked from {Path.cwd()}); build it with `{built_by}`")
     if path.suffix.lower() not in _KINDS:
-        raise UserError(f"{key}: {name} is no {', '.join(_KINDS)} file; build one with `rl-think data rlp`")
+        raise UserError(f"{key}: {name} is no {', '.join(_KINDS)} file; build one with `{built_by}`")
     return [(name, path)]
 
 

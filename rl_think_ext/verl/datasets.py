@@ -2,8 +2,10 @@
 
     data.custom_cls.path=pkg://rl_think_ext.verl data.custom_cls.name=RLPDataset data.train_files=data/rlp
 
-Everything that can be known of the rows before the first step is checked when the dataset is built, in the driver: the
-columns, their types, every token id, the longest rows. What is left is found when a row is read, and names it, too.
+When the dataset is built, in the driver and before the first step, every row is looked at: columns, types, token ids,
+chats, and whether a prompt was built around its context. What takes a tokenizer or a chat template is known of 64 rows
+over the files and of the 64 longest; in another row (few characters, many tokens) it is found when that is read. Every
+error names the row.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from rl_think_ext.data.reader import Ids, Reader
 from rl_think_ext.errors import UserError
 from rl_think_ext.messages import messages_of
 from rl_think_ext.scoring.chat_prompt import prompt_ids
-from rl_think_ext.template import TagIds
-from rl_think_ext.verl import suspects
-from rl_think_ext.verl.map_style import ThinkDataset
+from rl_think_ext.template import OPEN_TAG, TagIds, find_tag
+from rl_think_ext.verl import odd_rows
 from rl_think_ext.verl.resolved import door_of
+from rl_think_ext.verl.think_dataset import ThinkDataset
 
 
 class RLPDataset(ThinkDataset):
@@ -37,6 +39,7 @@ class RLPDataset(ThinkDataset):
 
     method = "rlp"
     loop = "rl_think_thought"
+    built_by = "rl-think data rlp"
     shorter = "build the data with a smaller `--max-context-tokens` (rl-think data rlp)"
 
     @property
@@ -48,6 +51,7 @@ class RLPDataset(ThinkDataset):
 
     def _read(self, row: dict[str, Any], where: str, own: str) -> dict[str, Any]:
         prompt, context, target = self._ids(row, where)
+        self.check_length(len(prompt), where)
         given = row.get("target_ids")
         return {
             "raw_prompt": [{"role": "user", "content": row["prompt"]}],
@@ -74,20 +78,32 @@ class RLPDataset(ThinkDataset):
         return len(self._ids(row, where)[0])
 
     def _require(self) -> None:
-        built_by = "rl-think data rlp"
-        self.rows.require("prompt", "context", built_by=built_by)
+        self.rows.require("prompt", "context", built_by=self.built_by)
         if not all("target_ids" in part.column_names for part in self.rows.parts):
-            self.rows.require("target", built_by=built_by)
+            self.rows.require("target", built_by=self.built_by)
 
-    def _suspicious(self, part: Any) -> Any:
-        size, forbidden = len(self.tokenizer), suspects.strange_ids(self.tokenizer)
+    def _odd(self, part: Any) -> Any:
+        size, forbidden = len(self.tokenizer), odd_rows.strange_ids(self.tokenizer)
         scored = self.settings.num_target_tokens
         return (
-            suspects.without_text(part, "prompt")
-            | suspects.without_text(part, "context")
-            | suspects.wrong_ids(part, "context_ids", size, forbidden)
-            | suspects.wrong_ids(part, "target_ids", size, forbidden, scored)
+            odd_rows.failing(part, ("prompt", "context"), self._is_unlike_its_context)
+            | odd_rows.without_any(part, "target", "target_ids")
+            | odd_rows.other_than_text(part, "target")
+            | odd_rows.empty_lists(part, "context_ids")
+            | odd_rows.wrong_ids(part, "context_ids", size, forbidden)
+            | odd_rows.wrong_ids(part, "target_ids", size, forbidden, scored)
+            | odd_rows.wrong_ids(part, "prompt_ids", size, ())
         )
+
+    def _is_unlike_its_context(self, row: Mapping[str, Any]) -> bool:
+        """Whether a prompt was not built around its context, in the way of asking that the settings say."""
+        try:
+            prompt = _plain_prompt(row["prompt"], "")
+        except UserError:
+            return True
+        context, prefilled = row["context"], self.settings.elicit == "prefill"
+        inside = isinstance(context, str) and context != "" and context in prompt
+        return not inside or prompt.endswith(OPEN_TAG) != prefilled
 
     def _column(self, part: Any) -> str:
         return "context_ids" if "context_ids" in part.column_names else "prompt"
@@ -102,6 +118,7 @@ class RLMTDataset(ThinkDataset):
 
     method = "rlmt"
     loop = "rl_think_chat"
+    built_by = "rl-think data rlmt"
     shorter = "build the data with `--tokenizer` and a smaller `--max-prompt-tokens` (rl-think data rlmt)"
 
     def _read(self, row: dict[str, Any], where: str, own: str) -> dict[str, Any]:
@@ -117,13 +134,20 @@ class RLMTDataset(ThinkDataset):
         return len(prompt_ids(_chat(row, where), self.settings, self.tokenizer, where, options, prefill=prefill))
 
     def _require(self) -> None:
-        self.rows.require("prompt", built_by="rl-think data rlmt")
+        self.rows.require("prompt", built_by=self.built_by)
 
-    def _suspicious(self, part: Any) -> Any:
-        return suspects.without_messages(part, self._column(part))
+    def _odd(self, part: Any) -> Any:
+        return odd_rows.failing(part, ("prompt", "messages"), self._is_unusable)
+
+    def _is_unusable(self, row: Mapping[str, Any]) -> bool:
+        try:
+            chat = _chat(row, "")
+        except UserError:
+            return True
+        return self.settings.stop is not None and any(find_tag(message["content"]) for message in chat)
 
     def _column(self, part: Any) -> str:
-        return "messages" if "messages" in part.column_names else "prompt"
+        return "messages" if odd_rows.is_text(part, "prompt") and "messages" in part.column_names else "prompt"
 
 
 def _plain_prompt(value: Any, where: str) -> str:

@@ -7,18 +7,21 @@ imported then raises at its first use, and is kept in `FAILURES` with its trace 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rl_think_ext.errors import UserError
+from rl_think_ext.settings import ENVIRONMENT
 from rl_think_ext.verl import TESTED
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,14 @@ LOOPS = {
 }
 MANAGERS = {"rlmt": "rl_think_ext.verl.rlmt_reward.RLMTRewardManager"}
 ESTIMATORS = {"rlp": "rl_think_ext.verl.advantage.group_advantages"}
+
+
+def verl_version() -> str:
+    """The number of the verl that is imported, also of one that was never installed."""
+    try:
+        return version("verl")
+    except PackageNotFoundError:
+        return str(importlib.import_module("verl").__version__)
 
 
 def check_version(number: str) -> str | None:
@@ -106,36 +117,70 @@ class Later:
         return getattr(self.load(), name)
 
 
+def _join(registry: Any, names: dict[str, str]) -> None:
+    """Put names into a registry.
+
+    Raises:
+        UserError: something of somebody else's has one of them.
+    """
+    for name, path in names.items():
+        found = registry.setdefault(name, Later(path))
+        if not isinstance(found, Later):
+            raise UserError(f"verl knows the name `{name}` as {found!r}: take that out, it would train something else")
+
+
 def _trainers() -> None:
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY
 
-    for name, path in TRAINERS.items():
-        TRAINER_REGISTRY.setdefault(name, Later(path))
+    _join(TRAINER_REGISTRY, TRAINERS)
 
 
 def _managers() -> None:
     from verl.experimental.reward_loop.reward_manager.registry import REWARD_MANAGER
 
-    for name, path in MANAGERS.items():
-        REWARD_MANAGER.setdefault(name, Later(path))
+    _join(REWARD_MANAGER, MANAGERS)
 
 
 def _estimators() -> None:
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
-    for name, path in ESTIMATORS.items():
-        ADV_ESTIMATOR_REGISTRY.setdefault(name, Later(path))
+    _join(ADV_ESTIMATOR_REGISTRY, ESTIMATORS)
 
 
 def _loops() -> None:
     from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 
     for name, path in LOOPS.items():
-        _agent_loop_registry.setdefault(name, {"_target_": path})
+        _agent_loop_registry[name] = {"_target_": path}
+
+
+def _environment() -> None:
+    """verl gives Ray's processes an environment of its own: the settings' variable belongs there, too.
+
+    Without it a driver on a cluster that was started before would not see it, and silently train with the defaults.
+    """
+    from verl.trainer import constants_ppo
+
+    own = constants_ppo.get_ppo_ray_runtime_env
+    if hasattr(own, "__wrapped__"):
+        return
+
+    @functools.wraps(own)
+    def with_settings(*args: Any, **kwargs: Any) -> Any:
+        found = own(*args, **kwargs)
+        value = os.environ.get(ENVIRONMENT, "").strip()
+        if value:
+            # A relative path means nothing where the driver runs.
+            given = os.path.abspath(value) if os.path.isfile(value) else value
+            found.setdefault("env_vars", {}).setdefault(ENVIRONMENT, given)
+        return found
+
+    constants_ppo.get_ppo_ray_runtime_env = with_settings
 
 
 # A registry's module, and what is to be done as soon as it is there.
 WAITING: dict[str, Callable[[], None]] = {
+    "verl.trainer.constants_ppo": _environment,
     "verl.trainer.ppo.v1": _trainers,
     "verl.experimental.reward_loop.reward_manager": _managers,
     "verl.trainer.ppo.core_algos": _estimators,
@@ -187,9 +232,6 @@ def _do(action: Callable[[], object]) -> None:
 
 def install() -> None:
     """Wait for verl's registries, and join those that are there already; a second call changes nothing (F43)."""
-    warning = check_version(version("verl"))
-    if warning:
-        logger.warning("rl_think: %s", warning)
     _do(hide_trl)
     if not any(isinstance(finder, AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, AfterImport(WAITING))

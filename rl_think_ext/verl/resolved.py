@@ -7,6 +7,7 @@ sends its config to all Ray processes, on whatever machine: none of them looks a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
+
+logger = logging.getLogger(__name__)
 
 NODE = "rl_think"
 METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig}
@@ -90,6 +93,24 @@ def door_of(config: Any) -> DoorConfig:
     return settings.build(DoorConfig, {key: block[key] for key in _OPTIONS if key in block}, NODE)
 
 
+def check_door(config: DictConfig, door: DoorConfig) -> None:
+    """Refuse what verl would take and the door would not see.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if (OmegaConf.select(config, "trainer.v1.sync.parameter_sync_step") or 1) != 1:
+        raise UserError("trainer.v1.sync.parameter_sync_step: a step has one batch of scores: say 1, or leave it out")
+    strategy, fused = (
+        OmegaConf.select(config, f"actor_rollout_ref.{key}") for key in ("actor.strategy", "model.use_fused_kernels")
+    )
+    if door.logprob_kernel and (fused or strategy not in ("fsdp", "fsdp2")):
+        raise UserError(
+            f"{NODE}.logprob_kernel: true stands in for the log-probs of verl's FSDP engine without fused kernels; "
+            f"here are actor.strategy: {strategy} and model.use_fused_kernels: {fused}: take one of them out"
+        )
+
+
 def is_ours(config: Any) -> bool:
     """Whether one of our trainers runs: only these can leave an unscorable sample out."""
     return _block(config).get("trainer") is not None
@@ -99,15 +120,26 @@ def _found(config: Any, method: str) -> tuple[Any, str]:
     kind, block = METHODS[method], _block(config)
     settings.check_keys(block, [*METHODS, *_OPTIONS, *_MARKS], NODE)
     given = settings.method_block({key: block[key] for key in METHODS if key in block}, method, NODE)
+    for other in METHODS.keys() & block.keys() - {method}:
+        if block[other]:
+            raise UserError(f"`{NODE}.{other}` holds settings, and this is a run of {method}: take them out")
     built = settings.build(kind, given, f"{NODE}.{method}")
     if not os.environ.get(settings.ENVIRONMENT, "").strip():
-        return built, f"{NODE}.{method}" if given else "defaults"
+        return built, f"{NODE}.{method}" if built != kind() else "defaults"
     if built != kind():
         raise UserError(
             f"settings of {method} stand in `{NODE}.{method}` and in {settings.ENVIRONMENT}: take one of them out"
         )
     mapping, where = settings.from_environment(method)
-    return settings.build(kind, mapping, where), where
+    found = settings.build(kind, mapping, where)
+    for key in sorted(given):
+        # The fragment holds all defaults, and nobody can tell one that was said from one that was not.
+        if getattr(found, key) != getattr(built, key):
+            logger.warning(
+                "rl_think: %s says %s: %r, and that holds; `%s.%s.%s` is at its default %r",
+                where, key, getattr(found, key), NODE, method, key, getattr(built, key),
+            )  # fmt: skip
+    return found, where
 
 
 def _block(config: Any) -> dict[str, Any]:

@@ -59,6 +59,29 @@ def check_template(config: Any, settings: RLMTConfig, tokenizer: Any, ends: Cont
     return check_end_of_turn(tokenizer, ends)
 
 
+def check_room(config: Any, positions: int | None) -> None:
+    """Refuse a context in which an output would end before `data.max_response_length`: it would count as finished.
+
+    verl's servers cut sampling where the context ends, and call that completed.
+
+    Args:
+        positions: What the engine's context holds at most; None is unknown.
+
+    Raises:
+        UserError: naming the key.
+    """
+    rollout = config.actor_rollout_ref.rollout
+    # SGLang keeps one position for itself.
+    need = rollout.prompt_length + rollout.response_length + (rollout.name == "sglang")
+    if positions is not None and need > positions:
+        raise UserError(
+            f"data.max_response_length: a prompt of {rollout.prompt_length} tokens and a response of "
+            f"{rollout.response_length} need {need} positions, the model and actor_rollout_ref.rollout.max_model_len "
+            f"give {positions}: what is cut off there would be judged as a finished answer. Lower it, or "
+            "data.max_prompt_length"
+        )
+
+
 def _check_advantage(config: Any) -> None:
     algorithm, rollout = config.algorithm, config.actor_rollout_ref.rollout
     if algorithm.adv_estimator not in ESTIMATORS:
@@ -74,6 +97,8 @@ def _check_advantage(config: Any) -> None:
     _need(config, "algorithm.use_kl_in_reward", False, "the reward is the score alone; RLMT's KL term is in the loss")
     why = "groups would be chosen by raw scores, before the floor and the noise are known"
     _need(config, "algorithm.filter_groups.enable", False, why)
+    why = "it would take outputs out of the loss, but not out of what the loss is divided by"
+    _need(config, "algorithm.rollout_correction.rollout_rs", None, why)
 
 
 def _check_manager(config: Any) -> None:
@@ -120,6 +145,12 @@ def _check_model(config: Any, settings: RLMTConfig) -> None:
 
 def _check_loop(config: Any) -> None:
     rollout = config.actor_rollout_ref.rollout
+    if config.data.custom_cls.name != "RLMTDataset":
+        raise UserError(
+            f"data.custom_cls.name: {config.data.custom_cls.name}: a row of it may ask for another agent loop, without "
+            "stops. Say `data.custom_cls.path=pkg://rl_think_ext.verl data.custom_cls.name=RLMTDataset`, which reads "
+            "files in verl's own form, too"
+        )
     why = f"prompts and stops are those of `{LOOP}`"
     _need(config, "actor_rollout_ref.rollout.agent.default_agent_loop", LOOP, why)
     one_turn = "RLMT has one turn and no tools"
@@ -146,5 +177,5 @@ def _need(config: Any, key: str, value: Any, why: str) -> None:
     node = config
     for name in key.split("."):
         node = None if node is None else node.get(name)
-    if (node or False) != value:
-        raise UserError(f"{key}: {node}: {why}. Say `{key}: {str(value).lower()}`")
+    if (node or False) != (value or False):
+        raise UserError(f"{key}: {node}: {why}. Say `{key}: {'null' if value is None else str(value).lower()}`")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,8 @@ from rl_think_ext.scoring.preference import Output, PreferenceScorer
 from rl_think_ext.scoring.reward_model import RewardModel, load_reward_model
 from rl_think_ext.template import OPEN_TAG
 from rl_think_ext.verl import resolved
+from rl_think_ext.verl.batching import Waiting
 from rl_think_ext.verl.rlmt_sample import PREFIX, Info, chat_of, fatal, infos_of
-from rl_think_ext.verl.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class RLMTRewardManager(RewardManagerBase):
         limit = config.actor_rollout_ref.rollout.response_length
         self._read = reader(tokenizer, ends_of(config.actor_rollout_ref.model.path, tokenizer), limit)
         self._waiting: Waiting[Sample, Info] = Waiting(self._score)
+        self._noise = math.nan
 
     async def run_single(self, data: Any) -> dict[str, Any]:
         """The raw score of one sample, NaN where it has none, and what else is known of it under the same keys.
@@ -122,7 +124,11 @@ class RLMTRewardManager(RewardManagerBase):
             rows = [i for i, sample in enumerate(samples) if sample.prefilled is prefilled]
             if rows:
                 chats, said = [samples[i].chat for i in rows], [samples[i].output for i in rows]
-                found |= zip(rows, infos_of(self.scorer(chats, said, prefilled=prefilled)), strict=True)
+                scored = self.scorer(chats, said, prefilled=prefilled)
+                # A call in which nothing was scored twice knows the noise of the last one that was.
+                self._noise = scored.stats["noise"] if scored.stats.get("noise", math.nan) >= 0 else self._noise
+                scored = replace(scored, stats={**scored.stats, "noise": self._noise})
+                found |= zip(rows, infos_of(scored), strict=True)
         return [found[i] for i in range(len(samples))]
 
 
@@ -162,7 +168,10 @@ def reward_model_of(config: Any, settings: RLMTConfig, router: str | None = None
             server_model=settings.server_model or served,
         )
     # verl gives its GPUs to actor and rollout alone, and a reward worker none: what runs here runs on the CPU.
-    return load_reward_model(settings, world_size=config.reward.num_workers, device="cpu")
+    model = load_reward_model(settings, world_size=config.reward.num_workers, device="cpu")
+    # Samples come one by one, and each call would have its noise measured.
+    model.repeats.every_call = False
+    return model
 
 
 def rlmt(*args: Any, **kwargs: Any) -> NoReturn:

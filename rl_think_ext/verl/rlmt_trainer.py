@@ -44,6 +44,7 @@ class RLMTTrainer(ThinkTrainer):
         ends = ends_of(self.config.actor_rollout_ref.model.path, self.tokenizer)
         for warning in rlmt_checks.check_template(self.config, self.settings, self.tokenizer, ends):
             logger.warning("rl_think: %s", warning)
+        rlmt_checks.check_room(self.config, self.positions())
 
     def _compute_reward_colocate(self, batch: Any, metrics: dict[str, Any] | None = None) -> Any:
         """verl keeps what a colocated reward model's manager says beside the samples: put it where it is otherwise."""

@@ -32,6 +32,8 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     (_ACTOR + "qat.enable", (False,), "averages of weights that are quantised in training are not supported"),
     ("distillation.enabled", (False, None), "a teacher's loss is no part of RLP"),
     ("reward.reward_model.enable", (False,), "RLP's reward needs no other model"),
+    ("critic.enable", (False, None), "RLP has no critic"),
+    ("reward.custom_reward_function.path", (None,), "RLP's reward is no function, and this one would never be called"),
     ("trainer.use_v1", (True, None), "the older trainers have no place for RLP's reward"),
     ("trainer.v1.sampler.custom_sampler.path", (None,), "a sampler of one's own may drop thoughts"),
 )
@@ -70,6 +72,9 @@ def _check_numbers(config: DictConfig) -> None:
         raise UserError(
             f"{_ROLLOUT}n: {number}; it is at least 2: a thought is compared with others on the same context."
         )
+    temperature = OmegaConf.select(config, _ROLLOUT + "temperature")
+    if not temperature > 0:
+        raise UserError(f"{_ROLLOUT}temperature: {temperature}; it is above 0: equal thoughts cannot be compared.")
     clip = OmegaConf.select(config, _ACTOR + "clip_ratio_c")
     if clip is None or clip < NO_DUAL_CLIP:
         raise UserError(
@@ -115,8 +120,9 @@ def _precision(config: DictConfig) -> list[str]:
         return []
     return [
         f"{key}mixed_precision is not set, so verl computes in bf16: a reward is a small difference of large sums, and "
-        f"rlp/score_noise says what is lost. Say `+{key}mixed_precision={{param_dtype:fp32,reduce_dtype:fp32,"
-        "buffer_dtype:fp32}`, or param_dtype:bf16 to have it so."
+        f"rlp/score_noise says what is lost. Say `+{key}mixed_precision.param_dtype=bf16` to have it so, or =fp32 with "
+        f"an attention that takes it: `+{_MODEL}override_config.attn_implementation=sdpa "
+        f"{_MODEL}use_remove_padding=false`."
     ]
 
 

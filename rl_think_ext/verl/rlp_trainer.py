@@ -20,7 +20,7 @@ from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.methods.rlp import RLPConfig, spread
 from rl_think_ext.scoring.gain import Gains, GainScorer, Rollout, gain_metrics
 from rl_think_ext.scoring.likelihood import Query
-from rl_think_ext.scoring.sample import ends_of, max_positions
+from rl_think_ext.scoring.sample import ends_of
 from rl_think_ext.template import TagIds
 from rl_think_ext.verl.likelihood import RemoteLikelihood, Sampled
 from rl_think_ext.verl.rlp_checks import check_config
@@ -55,7 +55,7 @@ class RLPTrainer(ThinkTrainer):
         self.tags = TagIds.of(self.tokenizer)
         self.reader = Reader(self.tokenizer, self.settings, self.tags)
         self._ends = ends_of(model, self.tokenizer, self.tags)
-        self._positions = max_positions(SimpleNamespace(config=model.hf_config))
+        self._positions = self.positions()
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
@@ -230,12 +230,16 @@ def quiet(groups: Sequence[Sequence[int]], rows: Sequence[int], gains: Gains) ->
 def group_metrics(
     groups: Sequence[Sequence[int]], rows: Sequence[int], gains: Gains, group_size: int
 ) -> dict[str, float]:
-    """What a step says about itself, over the groups that are whole; samples without a score count as such."""
+    """What a step says about itself; a group whose sampling failed in part counts with what there is of it."""
     place = {row: i for i, row in enumerate(rows)}
-    order = [place[i] for group in groups if len(group) == group_size for i in group]
-    if not order:
-        return gain_metrics(gains, 1)
-    return gain_metrics(Gains(gains.table[order], gains.noise), group_size)
+    size = max(group_size, *map(len, groups))
+    table = gains.table.new_full((len(groups) * size, gains.table.shape[1]), torch.nan)
+    for number, group in enumerate(groups):
+        table[number * size : number * size + len(group)] = gains.table[[place[i] for i in group]]
+    # What was filled up is no sample: only what compares the samples of a group may see it.
+    padded = gain_metrics(Gains(table, gains.noise), size)
+    within = ("gain_spread", "zero_variance_groups", "score_noise_to_spread")
+    return gain_metrics(gains, 1) | {name: padded[name] for name in within}
 
 
 def weights_metrics(states: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,13 +24,15 @@ from omegaconf import DictConfig, open_dict
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.records import Score
 from rl_think_ext.run_record import FOLDER, Record, dataset
 from rl_think_ext.scoring.endpoint_wire import public
-from rl_think_ext.verl import resolved
+from rl_think_ext.scoring.sample import max_positions
+from rl_think_ext.verl import plugin, resolved
 from rl_think_ext.verl.data_files import folder_of, name_splits
 from rl_think_ext.verl.worker import ThinkTrainingWorker, ThinkWorker
 
@@ -48,14 +52,12 @@ class ThinkTrainer(PPOTrainerSync):
 
     def __init__(self, config: DictConfig) -> None:
         self.config = config
-        self.settings, self.source = resolved.resolve(config, self.method)
-        self.door = resolved.door_of(config)
+        self._look_at_host()
+        for warning in self.prepare():
+            logger.warning("rl_think: %s", warning)
         with open_dict(config):
             # verl compares this with its own names, and everything else about it is "sync".
             config.trainer.v1.trainer_mode = "sync"
-        for warning in self.check():
-            logger.warning("rl_think: %s", warning)
-        name_splits(config)
         super().__init__(config)
         self.alarms = self.watch()
         self.record = Record(config.trainer.default_local_dir, 0)
@@ -63,6 +65,43 @@ class ThinkTrainer(PPOTrainerSync):
         self.columns: dict[str, dict[str, Any]] = {}
         self._quiet: list[str] = []
         self._failed = 0
+        self._shown: tuple[list[str], list[str]] | None = None
+
+    def prepare(self) -> list[str]:
+        """Resolve and check what the configuration says, before verl looks at it; warnings come back.
+
+        Raises:
+            UserError: naming the key.
+        """
+        self.settings, self.source = resolved.resolve(self.config, self.method)
+        self.door = resolved.door_of(self.config)
+        resolved.check_door(self.config, self.door)
+        found = self.check()
+        name_splits(self.config)
+        return found
+
+    def _look_at_host(self) -> None:
+        """What is found only here, or would be found only behind the start of all workers.
+
+        Raises:
+            UserError: a folder that cannot be written, or a config without the method's fragment.
+        """
+        warning = plugin.check_version(plugin.verl_version())
+        if warning:
+            logger.warning("rl_think: %s", warning)
+        named = self.config.data.custom_cls.name
+        if named is None:
+            raise UserError(
+                f"trainer.v1.trainer_mode: {self.method} needs more than its name: say `+rl_think={self.method}` with "
+                "`hydra.searchpath=[pkg://rl_think_ext.verl.config]`, which brings the rest"
+            )
+        folder = Path(self.config.trainer.default_local_dir) / FOLDER
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, os.strerror(13))
+        except OSError as error:
+            raise UserError(f"trainer.default_local_dir: cannot write to {folder}: {error.strerror}") from error
 
     def check(self) -> list[str]:
         """Warnings about verl's configuration; what makes it another method raises.
@@ -84,6 +123,13 @@ class ThinkTrainer(PPOTrainerSync):
                 self.role_worker_mapping[role] = ray.remote(ThinkWorker)
             elif role == Role.Critic:
                 self.role_worker_mapping[role] = ray.remote(ThinkTrainingWorker)
+
+    def positions(self) -> int | None:
+        """What a prompt and everything behind it have room in: the model's positions, or the rollout engine's fewer."""
+        model = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        own = max_positions(SimpleNamespace(config=model.hf_config))
+        known = [size for size in (own, self.config.actor_rollout_ref.rollout.get("max_model_len")) if size]
+        return min(known, default=None)
 
     def _load_checkpoint(self) -> None:
         """The workers are there, and have computed nothing yet."""
@@ -174,6 +220,9 @@ class ThinkTrainer(PPOTrainerSync):
         lonely = [i for group in self.groups(batch, rows) for i in _lonely(group, scores)]
         self._quiet = [batch.keys[i] for i in {*quiet, *lonely}]
         metrics[f"{self.method}/unscorable"] = sum(score.value is None for score in scores.values()) / max(1, len(rows))
+        # verl goes on without a sample whose sampling failed, and says nothing of it.
+        wanted = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        metrics[f"{self.method}/lost"] = 1.0 - len(rows) / wanted
         self._count_failures()
 
     @property
@@ -276,6 +325,11 @@ class ThinkTrainer(PPOTrainerSync):
         """Means over the validation samples that have a score, and the share of those that have none."""
         reasons = reward_extra_infos_dict.get(UNSCORABLE) or [""] * len(sample_uids)
         kept = [i for i, reason in enumerate(reasons) if not reason]
+        rewards = reward_extra_infos_dict["reward"]
+        if self._shown is not None:
+            table = [np.nan if reason else reward for reason, reward in zip(reasons, rewards, strict=True)]
+            super()._maybe_log_val_generations(*self._shown, table)
+            self._shown = None
         found = super()._val_metrics_update(
             [data_sources[i] for i in kept],
             [sample_uids[i] for i in kept],
@@ -287,7 +341,18 @@ class ThinkTrainer(PPOTrainerSync):
             sample_turns,
             **kwargs,
         )
+        # verl names its means by how many samples a prompt has left; this one is over all prompts.
+        for source in {data_sources[i] for i in kept}:
+            prompts: dict[str, list[float]] = {}
+            for i in kept:
+                if data_sources[i] == source:
+                    prompts.setdefault(sample_uids[i], []).append(rewards[i])
+            found[f"val-core/{source}/reward/mean"] = float(np.mean([np.mean(values) for values in prompts.values()]))
         return {**found, f"val-aux/{self.method}/unscorable": 1.0 - len(kept) / max(1, len(reasons))}
+
+    def _maybe_log_val_generations(self, inputs: list[str], outputs: list[str], scores: list[float]) -> None:
+        """verl asks before anybody has judged the scores: the table waits for `_val_metrics_update`."""
+        self._shown = (inputs, outputs)
 
 
 def placed(scores: Sequence[Score], masks: Sequence[torch.Tensor], uids: Sequence[Any]) -> dict[str, Any]:

@@ -129,10 +129,11 @@ class ThinkTrainingWorker(TrainingWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """A resumed run goes on with the averages of its checkpoint, or not at all (F19)."""
-        super().load_checkpoint(local_path, *args, **kwargs)
         folder = Path(local_path) / FOLDER
+        for name in self.averages:
+            self._check_ranks(folder, name)  # first: verl's own words for it are a file that is not there
+        super().load_checkpoint(local_path, *args, **kwargs)
         for name, average in self.averages.items():
-            self._check_ranks(folder, name)
             average.load(folder, self._part(name))
 
     def _part(self, name: str) -> str:

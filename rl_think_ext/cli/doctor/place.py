@@ -44,6 +44,8 @@ def check_versions(case: Case) -> Iterator[Finding]:
         tested, words = {**tested, **gpu_versions()}, "As in the set for GPUs (constraints-gpu.txt)"
     for name, (extra, ranges) in sorted(requirements().items()):
         here = version(name)
+        if name == "verl" and here not in (None, tested[name]):
+            continue  # verl's own check says it, with what to do
         if here is None:
             yield from _missing(name, extra, ranges, needed=case.path is not None)
         elif not ranges.contains(here, prereleases=True):

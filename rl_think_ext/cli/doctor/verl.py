@@ -28,7 +28,9 @@ def check_verl(case: Case) -> Iterator[Finding]:
         return
     with quiet():
         plugin = import_module(f"{PACKAGE}.verl.plugin")
-        if said := plugin.check_version(number):
+        if number != plugin.TESTED:
+            near = f"verl {number} is supported, but {plugin.TESTED} is the tested version"
+            said = plugin.check_version(number) or near
             yield Finding("warn", "verl", f"{said}.", f"pip install 'verl=={plugin.TESTED}'")
         else:
             yield Finding("ok", "verl", f"verl {number} is the tested version.")

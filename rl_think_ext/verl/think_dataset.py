@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.verl import suspects
+from rl_think_ext.verl import odd_rows
 from rl_think_ext.verl.data_files import Rows, files_of
 from rl_think_ext.verl.resolved import NODE, settings_of
 
@@ -21,6 +21,7 @@ class ThinkDataset(Dataset[dict[str, Any]]):
 
     method: ClassVar[str]
     loop: ClassVar[str]
+    built_by: ClassVar[str]
     shorter: ClassVar[str]  # how data with shorter prompts are built
 
     def __init__(
@@ -34,7 +35,7 @@ class ThinkDataset(Dataset[dict[str, Any]]):
         _check_trainer(config, self.method)
         self.tokenizer, self.config = tokenizer, config
         self.settings = settings_of(config, self.method)
-        self.rows = Rows(files_of(data_files, config))
+        self.rows = Rows(files_of(data_files, config, self.built_by))
         self.chosen = _chosen(len(self.rows), max_samples, config)
         self.longest = (0, "")
         self._check()
@@ -45,15 +46,21 @@ class ThinkDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         number = int(self.chosen[index])
         row = self.rows[number]
-        where = self.rows.where(number, row)
+        return self._item(number, row, self.rows.where(number, row))
+
+    def _item(self, number: int, row: dict[str, Any], where: str) -> dict[str, Any]:
         own = str(row["id"]) if row.get("id") is not None else f"row {number}"
         return {
             **self._read(row, where, own),
-            "data_source": _source(row, where, self.config.get("reward_fn_key") or "data_source", self.method),
+            "data_source": _source(row, where, self._source_column, self.method),
             "extra_info": {**_extra_info(row, where), "index": number, "id": own},
             "index": number,
             "agent_name": self.loop,
         }
+
+    @property
+    def _source_column(self) -> str:
+        return self.config.get("reward_fn_key") or "data_source"
 
     def __getstate__(self) -> dict[str, Any]:
         # What remembers encoded texts cannot be sent to a dataloader's process, and is built anew there.
@@ -82,40 +89,54 @@ class ThinkDataset(Dataset[dict[str, Any]]):
                 f"fit into the model's {positions} positions: lower data.max_response_length, or {self.shorter}"
             )
 
+    def check_length(self, length: int, where: str) -> None:
+        """Refuse a prompt that an engine would cut, or whose response it would.
+
+        Raises:
+            UserError: naming the row.
+        """
+        limit = self.config.get("max_prompt_length", 512)
+        if length > limit:
+            raise UserError(
+                f"{where}: a prompt of {length} tokens is longer than data.max_prompt_length {limit}: raise it, or "
+                f"{self.shorter}"
+            )
+
     def _read(self, row: dict[str, Any], where: str, own: str) -> dict[str, Any]:
         """What a row is for its method."""
         raise NotImplementedError
 
     def _check(self) -> None:
-        """Refuse missing columns; read the rows that may be wrong, some others, and those with the longest prompts.
+        """Refuse missing columns; read every row that may be wrong, some others, and those with the longest prompts.
 
         Raises:
             UserError: naming the row, also for one above `data.max_prompt_length`.
         """
         self._require()
-        suspicious = np.concatenate([self._suspicious(part) for part in self.rows.parts])[self.chosen]
-        sizes = np.concatenate([suspects.sizes(part, self._column(part)) for part in self.rows.parts])[self.chosen]
+        odd = np.concatenate([self._odd(part) | self._odd_fields(part) for part in self.rows.parts])[self.chosen]
+        sizes = np.concatenate([odd_rows.sizes(part, self._column(part)) for part in self.rows.parts])[self.chosen]
         spread = np.linspace(0, len(self.chosen) - 1, _LOOKED_AT).astype(int)
-        wanted = [np.flatnonzero(suspicious)[:_LOOKED_AT], np.argsort(sizes, kind="stable")[-_LOOKED_AT:], spread]
-        limit = self.config.get("max_prompt_length", 512)
+        wanted = [np.flatnonzero(odd), np.argsort(sizes, kind="stable")[-_LOOKED_AT:], spread]
         for number in self.chosen[np.unique(np.concatenate(wanted))].tolist():
             row = self.rows[number]
             where = self.rows.where(number, row)
+            self._item(number, row, where)
             length = self._length(row, where)
-            if length > limit:
-                raise UserError(
-                    f"{where}: a prompt of {length} tokens is longer than data.max_prompt_length {limit}: raise it, or "
-                    f"{self.shorter}"
-                )
+            self.check_length(length, where)
             self.longest = max(self.longest, (length, where))
 
     def _require(self) -> None:
         """Refuse files without the columns that the method needs."""
         raise NotImplementedError
 
-    def _suspicious(self, part: Any) -> Any:
-        """[rows] bool: what may be unusable in a file."""
+    def _odd(self, part: Any) -> Any:
+        """[rows] bool: what may be unusable for the method in a file; a row that is not flagged is usable."""
         raise NotImplementedError
+
+    def _odd_fields(self, part: Any) -> Any:
+        """[rows] bool: a value of another type in the columns that are verl's own."""
+        names = odd_rows.other_than_names(part, "extra_info")
+        return names | odd_rows.other_than_text(part, self._source_column)
 
     def _column(self, part: Any) -> str:
         """The column whose sizes tell which prompts are long."""
