@@ -33,6 +33,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("distillation.enabled", (False, None), "a teacher's loss is no part of RLP"),
     ("reward.reward_model.enable", (False,), "RLP's reward needs no other model"),
     ("critic.enable", (False, None), "RLP has no critic"),
+    ("reward.reward_manager.name", ("naive",), "RLP's reward is formed by its trainer, and no manager is asked"),
     ("reward.custom_reward_function.path", (None,), "RLP's reward is no function, and this one would never be called"),
     ("trainer.use_v1", (True, None), "the older trainers have no place for RLP's reward"),
     ("trainer.v1.sampler.custom_sampler.path", (None,), "a sampler of one's own may drop thoughts"),
