@@ -391,7 +391,11 @@ def test_f9_nothing_is_left_behind_at_exit(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_drops_what_is_under_way(tmp_path: Path) -> None:
+    # A process of a shell's background inherits that interrupts are ignored.
     text = """
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         Endpoint(EndpointConfig(URL)).ask("/x", [{"i": 1}], value)
     except KeyboardInterrupt:
