@@ -292,7 +292,12 @@ def test_an_error_of_the_scorer_reaches_everybody_who_waits(config):
 def test_a_batch_does_not_wait_longer_than_it_says():
     waiting = Waiting(lambda items: [threading.current_thread().name] * len(items), seconds=0.01)
     assert waiting.put(1).result(timeout=2) == "rl_think reward"
-    again = pickle.loads(pickle.dumps(Waiting(sorted, seconds=0.5, most=2)))  # noqa: S301 - our own
+
+
+def test_f10_what_collects_calls_leaves_its_thread_behind():
+    used = Waiting(sorted, seconds=0.5, most=2)
+    assert used.put(3).result(timeout=5) == 3
+    again = pickle.loads(pickle.dumps(used))  # noqa: S301 - our own
     assert (again.seconds, again.most) == (0.5, 2) and again.put(1).result(timeout=5) == 1
 
 

@@ -210,12 +210,10 @@ def metrics_of(output: Any) -> dict[str, list[float]]:
 
 
 def refusal(made: Any, folder: Path) -> str | None:
-    """Why a checkpoint was not taken up."""
-    from rl_think_ext.errors import UserError
-
+    """Why a checkpoint was not taken up, in our words or in verl's."""
     try:
         made.load_checkpoint(str(folder / "actor"))
-    except UserError as error:
+    except Exception as error:  # noqa: BLE001 - the tests say which words are right
         return str(error)
     return None
 
