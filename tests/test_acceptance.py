@@ -44,7 +44,9 @@ def test_stock_command_learns(tmp_path):
     assert (tmp_path / "checkpoint-40/rl_think/ema.safetensors").exists()
 
 
-def test_every_mutant_that_needs_no_compiler_is_killed():
-    # Those of compiled sources take another ten minutes: `make mutants` runs them all.
-    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2", "--skip-compiled", timeout=1500)
+def test_a_third_of_the_mutants_is_killed():
+    """Which third, the commit says; `make mutants` runs them all, those of compiled sources too."""
+    head = command("git", "rev-parse", "HEAD").strip()
+    third = ("--share", f"{int(head, 16) % 3}/3")
+    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2", "--skip-compiled", *third, timeout=1500)
     assert "survived" not in shown.lower()

@@ -162,6 +162,16 @@ def test_list_runs_nothing(toy: Path) -> None:
     assert "weak: the factor (tests/test_toy.py::test_weak)" in result.stdout
 
 
+def test_shares_are_all_of_them_and_none_twice() -> None:
+    names = [
+        subprocess.run([sys.executable, RUNNER, "--list", *share], capture_output=True, text=True).stdout.splitlines()
+        for share in (["--share", "0/3"], ["--share", "1/3"], ["--share", "2/3"], [])
+    ]
+    assert sorted(names[0] + names[1] + names[2]) == sorted(names[3]) and all(names)
+    refused = subprocess.run([sys.executable, RUNNER, "--list", "--share", "3/3"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "for example 0/3" in refused.stderr
+
+
 def test_a_wrong_name_gets_the_nearest(toy: Path) -> None:
     assert "did you mean 'strong'" in run(toy, "--only=stron").stderr
 

@@ -290,12 +290,21 @@ def print_table(verdicts: dict[Mutant, Verdict]) -> None:
     print(f"\n{num_killed} of {len(verdicts)} mutants killed")
 
 
+def share(text: str) -> tuple[int, int]:
+    """Two numbers out of `1/3`."""
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and int(first) < int(step)):
+        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I below N, for example 0/3")
+    return int(first), int(step)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="just this mutant; repeatable")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="mutants at a time (2)")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one test (300)")
     parser.add_argument("--skip-compiled", action="store_true", help="leave out what is compiled anew, 40 s each")
+    parser.add_argument("--share", type=share, default=(0, 1), metavar="I/N", help="every Nth, from the Ith, from 0")
     parser.add_argument("--cold", action="store_true", help="import nothing ahead of the tests")
     parser.add_argument("--list", action="store_true", help="name the mutants and stop")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[2], help="the repository (this one)")
@@ -308,6 +317,8 @@ def main(argv: list[str] | None = None) -> int:
     mutants = choose([read_mutant(patch) for patch in sorted((root / "tests" / "mutants").glob("*.patch"))], args.only)
     if args.skip_compiled:
         mutants = [mutant for mutant in mutants if COMPILED not in mutant.patch.read_text(encoding="utf-8")]
+    first, step = args.share
+    mutants = mutants[first::step]
     if not mutants:
         raise SystemExit(f"no mutants in {root / 'tests' / 'mutants'}")
     if args.list:
