@@ -65,12 +65,15 @@ def run(request: dict[str, Any]) -> int | None:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints while it is imported is no answer
+    # verl would import the package, as its plugin; that is the tests' own affair.
+    os.environ["VERL_USE_EXTERNAL_PLUGINS"] = "none"
     for name in sys.argv[1:]:
         with contextlib.suppress(ImportError, AttributeError):
             module, _, attribute = name.partition(":")
             found = importlib.import_module(module)
             for part in filter(None, attribute.split(",")):
                 getattr(found, part)
+    del os.environ["VERL_USE_EXTERNAL_PLUGINS"]
     assert PACKAGE not in sys.modules, f"{PACKAGE} was imported ahead of its mutants"
     for line in sys.stdin:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
