@@ -51,7 +51,8 @@ sys.path[:] = [p for p in sys.path if os.path.realpath(p) != {root!r}]
 SLOW_TO_IMPORT = (
     "numpy", "torch", "torch._dynamo", "pandas", "pyarrow.parquet", "datasets", "transformers:AutoTokenizer,Trainer",
     "transformers.models.qwen3.modeling_qwen3", "transformers.models.llama.modeling_llama", "peft", "hypothesis",
-    "trl:GRPOTrainer,SFTTrainer,DPOTrainer", "hydra", "verl.trainer.ppo.v1", "httpx", "matplotlib.pyplot", "tyro", "rich.console",
+    "trl:GRPOTrainer,SFTTrainer,DPOTrainer", "hydra", "verl.trainer.ppo.v1", "httpx", "matplotlib.pyplot", "tyro",
+    "rich.console",
 )  # fmt: skip
 # As conftest.py has them: libraries read them when they are imported.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"} | {
