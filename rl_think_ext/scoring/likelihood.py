@@ -27,6 +27,17 @@ class Query(NamedTuple):
     target: tuple[int, ...]
 
 
+def check_queries(queries: Sequence[Query]) -> None:
+    """Refuse what cannot be scored.
+
+    Raises:
+        ValueError: an empty prefix or target, naming the row.
+    """
+    for row, query in enumerate(queries):
+        if not query.prefix or not query.target:
+            raise ValueError(f"row {row}: prefix and target need at least one id each, got {query}")
+
+
 class Scored(NamedTuple):
     """What a model says of N rows of targets, each [N, K] float32 on the CPU, NaN behind a row's own targets.
 
@@ -73,9 +84,7 @@ class Likelihood:
         Raises:
             ValueError: an empty prefix or target, naming the row.
         """
-        for row, query in enumerate(queries):
-            if not query.prefix or not query.target:
-                raise ValueError(f"row {row}: prefix and target need at least one id each, got {query}")
+        check_queries(queries)
         unique = list(dict.fromkeys(queries))
         width = max((len(q.target) for q in unique), default=0)
         out = torch.full((len(Scored._fields), len(unique), width), torch.nan)

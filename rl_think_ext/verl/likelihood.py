@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from rl_think_ext.scoring.likelihood import Query, Scored
+from rl_think_ext.scoring.likelihood import Query, Scored, check_queries
 from rl_think_ext.verl.targets import FIELDS, Row, pack
 from rl_think_ext.verl.worker import POLICY
 
@@ -71,9 +71,7 @@ class RemoteLikelihood:
         Raises:
             ValueError: an empty prefix or target, naming the row.
         """
-        for number, query in enumerate(queries):
-            if not query.prefix or not query.target:
-                raise ValueError(f"row {number}: prefix and target need at least one id each, got {query}")
+        check_queries(queries)
         unique = list(dict.fromkeys(queries))
         found = {}
         if forbid_first is None and self._weights == POLICY:

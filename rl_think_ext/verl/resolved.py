@@ -76,10 +76,10 @@ def resolve(config: DictConfig, method: str) -> tuple[Any, str]:
 
 def settings_of(config: Any, method: str) -> Any:
     """The settings as a process of a run reads them out of verl's config, or out of its `data` part."""
-    node = OmegaConf.select(config, NODE) if isinstance(config, DictConfig) else (config or {}).get(NODE)
-    if node is None or node.get("fingerprint") is None:
+    block = _block(config)
+    if block.get("fingerprint") is None:
         return _found(config, method)[0]
-    return settings.build(METHODS[method], _plain(node[method]), f"{NODE}.{method}")
+    return settings.build(METHODS[method], _plain(block[method]), f"{NODE}.{method}")
 
 
 def door_of(config: Any) -> DoorConfig:
