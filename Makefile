@@ -97,7 +97,7 @@ $(READY): pyproject.toml constraints.txt
 	@mkdir -p .venv && touch .venv/.unfinished
 	@$(PYTHON) -m venv .venv
 	@$(PIP) install -c constraints.txt $(TORCH)
-	@$(BUILD) -e '.[trl,verl,data,dev]'
+	@$(BUILD) -e '.[trl,verl,data,math,dev]'
 	@rm .venv/.unfinished && touch $@ $(COMPILED)
 
 # An environment of its own: this vLLM needs a newer transformers than the trainers take.

@@ -21,6 +21,8 @@ OPEN_RESPONSE = "<response>"
 CLOSE_RESPONSE = "</response>"
 OPEN_QUERY = "<query>"
 CLOSE_QUERY = "</query>"
+OPEN_PREDICTION = "<|startofprediction|>"
+CLOSE_PREDICTION = "<|endofprediction|>"
 # What paper-strict shows the reward model in place of an answer.
 NO_ANSWER = "[NULL]"
 

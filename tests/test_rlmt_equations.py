@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl_think_ext.methods.rlmt import RLMTConfig, group_statistics, reward_messages, with_floor, without_noise
+from rl_think_ext.methods.groups import group_statistics
+from rl_think_ext.methods.rlmt import RLMTConfig, reward_messages, with_floor, without_noise
 from rl_think_ext.records import Parts
 
 NAN = float("nan")

@@ -6,7 +6,7 @@ max E_x E_(z,y)~pi(.|x) r(y, x). There is no term for format or length; the cont
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -175,26 +175,3 @@ def without_noise(scores: Tensor, group_size: int, noise: float) -> Tensor:
     low = groups.nan_to_num(nan=torch.inf).min(-1, keepdim=True).values
     quiet = (high - low <= (noise if noise > 0 else 0.0)) & ~groups.isnan()
     return torch.where(quiet, groups.nanmean(-1, keepdim=True), groups).flatten()
-
-
-def group_statistics(scores: Tensor, group_size: int) -> Mapping[str, float]:
-    """Mean of the group means, mean standard deviation within groups, and the share of groups that are all equal.
-
-    Args:
-        scores: [B], whole groups one after another, NaN where there is no score.
-
-    Returns:
-        "score", "score_spread" (NaN without a group of two scores), "zero_variance_groups" (of the groups with at
-        least two scores; NaN without one).
-    """
-    groups = scores.double().view(-1, group_size)
-    counts = (~groups.isnan()).sum(-1)
-    means = groups.nanmean(-1)
-    several = counts >= 2
-    centred = (groups - means[:, None])[several]
-    deviation = (centred.square().nansum(-1) / (counts[several] - 1)).sqrt()
-    return {
-        "score": float(means.nanmean()),
-        "score_spread": float(deviation.mean()),
-        "zero_variance_groups": float((deviation == 0).double().mean()),
-    }

@@ -6,7 +6,14 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from rl_think_ext.scoring.preference import Output
-from rl_think_ext.template import CLOSE_RESPONSE, CLOSE_TAG, OPEN_RESPONSE, OPEN_TAG
+from rl_think_ext.template import (
+    CLOSE_PREDICTION,
+    CLOSE_RESPONSE,
+    CLOSE_TAG,
+    OPEN_PREDICTION,
+    OPEN_RESPONSE,
+    OPEN_TAG,
+)
 
 
 def reader(tokenizer: Any, ends: Container[int], max_length: int | None) -> Callable[[Sequence[int]], Output]:
@@ -18,7 +25,7 @@ def reader(tokenizer: Any, ends: Container[int], max_length: int | None) -> Call
     """
     own = {
         i
-        for tag in (OPEN_TAG, CLOSE_TAG, OPEN_RESPONSE, CLOSE_RESPONSE)
+        for tag in (OPEN_TAG, CLOSE_TAG, OPEN_RESPONSE, CLOSE_RESPONSE, OPEN_PREDICTION, CLOSE_PREDICTION)
         if len(ids := tokenizer.encode(tag, add_special_tokens=False)) == 1
         for i in ids
     }

@@ -11,7 +11,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from rl_think_ext.methods.rlmt import RLMTConfig, group_statistics, with_floor, without_noise
+from rl_think_ext.methods.groups import group_statistics
+from rl_think_ext.methods.rlmt import RLMTConfig, with_floor, without_noise
 from rl_think_ext.scoring.preference import FIELDS, column, preference_metrics
 
 

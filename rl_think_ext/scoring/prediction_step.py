@@ -1,0 +1,44 @@
+"""What is logged of a whole step of RLPT: the same under every trainer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rl_think_ext.methods.groups import group_statistics
+from rl_think_ext.methods.rlpt import STATUSES, TASKS
+from rl_think_ext.scoring.prediction import column
+
+
+def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
+    """Metrics of a step over the samples of every rank: the same names whatever happened (F11).
+
+    Args:
+        table: [B, len(FIELDS)], whole groups one after another; a row of NaN is an output that is not there.
+        group_size: None where outputs are not compared with others to the same prompt.
+    """
+    there = ~column(table, "task").isnan()
+    rows = table[there]
+    score, status, task = (column(rows, name) for name in ("score", "status", "task"))
+    metrics = {f"status/{name}": _mean((status == i).float()) for i, name in enumerate(STATUSES)}
+    for i, name in enumerate(TASKS):
+        metrics[f"{name}/share"] = _mean((task == i).float())
+        metrics[f"{name}/score"] = _mean(score[task == i])
+        metrics[f"{name}/covered"] = _mean(column(rows, "covered")[task == i])
+    for name in ("length", "prediction_length", "prediction_chars"):
+        metrics[name] = _mean(column(rows, name))
+    judged = column(rows, "judged") == 1
+    metrics["segments_covered"] = _mean(column(rows, "covered"))
+    metrics["segments_covered_right"] = _mean(column(rows, "covered")[score == 1])
+    metrics["prediction_repetition"] = _mean(column(rows, "repetition"))
+    metrics["prediction_copied"] = _mean(column(rows, "copied"))
+    metrics["truncated"] = _mean(column(rows, "unfinished"))
+    metrics["no_verdict"] = _mean((judged & score.isnan()).float())
+    metrics["unscorable"] = _mean(score.isnan().float())
+    if group_size is None:
+        return metrics | {"score": _mean(score)}
+    return metrics | group_statistics(column(table, "score"), group_size)
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.nanmean()) if values.numel() else float(torch.nan)
