@@ -165,10 +165,10 @@ class SlottedServer:
     A slot that takes from the queue began when it became free, not when a timer of whole milliseconds fired.
     """
 
-    def __init__(self, slots: int, latency: float) -> None:
+    def __init__(self, slots: int, latency: float, reply: bytes) -> None:
         self.latency, self.num_free = latency, slots
         self.queue: deque[asyncio.WriteTransport] = deque()
-        self.content = Reply({"data": [{"index": 0, "probs": [0.5]}]}).encoded()
+        self.content = Reply(reply).encoded()
 
     def handle(self, transport: asyncio.WriteTransport) -> None:
         if self.num_free:
@@ -208,8 +208,8 @@ class _Slotted(asyncio.Protocol):
             self.server.handle(self.transport)
 
 
-async def _main(slots: int, latency: float) -> None:
-    server = SlottedServer(slots, latency)
+async def _main(slots: int, latency: float, reply: bytes) -> None:
+    server = SlottedServer(slots, latency, reply)
     listening = await asyncio.get_running_loop().create_server(lambda: _Slotted(server), "127.0.0.1", 0, backlog=1024)
     print(listening.sockets[0].getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -219,5 +219,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--latency", type=float, default=0.05)
+    parser.add_argument("--reply", default='{"data": [{"index": 0, "probs": [0.5]}]}', help="JSON")
     arguments = parser.parse_args()
-    asyncio.run(_main(arguments.slots, arguments.latency))
+    asyncio.run(_main(arguments.slots, arguments.latency, arguments.reply.encode()))

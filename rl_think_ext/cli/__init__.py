@@ -12,6 +12,7 @@ COMMANDS = {
     "gain": "no training: how much does thinking help this model on this text? Select the positions where it does",
     "report": "one HTML file out of a run's folder, or of two side by side",
     "replay": "score a run's stored completions again, with other settings or another model",
+    "judge": "does RLPT's judge agree with labelled pairs, can it be talked round, is it fast enough for a step?",
     "doctor": "is this machine, this environment, this configuration fit to run? What is wrong, and what to do",
 }
 

@@ -80,3 +80,20 @@ def mean_interval(
         means.append(sums[drawn].sum(-1) / counts[drawn].sum(-1))
     low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(mean, float(low), float(high), len(known), num)
+
+
+def share_interval(num: int, total: int) -> Interval:
+    """A share of independent cases and its 95 % interval after Wilson, which holds for few cases and near 0 and 1.
+
+    >>> found = share_interval(0, 20)
+    >>> found.mean, found.low, round(found.high, 3)
+    (0.0, 0.0, 0.161)
+    """
+    if not total:
+        return Interval(math.nan, math.nan, math.nan, 0, 0)
+    z, share = 1.959964, num / total
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # At the ends exactly, not but for rounding.
+    low, high = middle - half if num else 0.0, middle + half if num < total else 1.0
+    return Interval(share, low, high, total, total)

@@ -6,12 +6,14 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rl_think_ext import settings
 from rl_think_ext.data.rlp import RLPDataConfig
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlp import RLPConfig
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +135,8 @@ class GainConfig:
         )
 
 
-def block_of(path: Path | None) -> dict[str, Any]:
-    """The `rl_think: rlp:` block of a YAML file, empty without a file.
+def block_of(path: Path | None, method: str = "rlp") -> dict[str, Any]:
+    """The block of a method below `rl_think:` in a YAML file, empty without a file.
 
     Raises:
         UserError: a file that cannot be read, or no such block in it.
@@ -142,14 +144,19 @@ def block_of(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     found = settings.read_file(path)
-    block = found if found.keys() == {"rlp"} else found.get("rl_think")
+    block = found if found.keys() == {method} else found.get("rl_think")
     if not isinstance(block, dict):
-        raise UserError(f"{path} has no block `rl_think:` with `rlp:` and its settings below it")
-    return settings.method_block(block, "rlp", f"{path}: rl_think")
+        raise UserError(f"{path} has no block `rl_think:` with `{method}:` and its settings below it")
+    return settings.method_block(block, method, f"{path}: rl_think")
 
 
 def with_pairs(values: dict[str, Any], pairs: list[str], own: dict[str, Any], where: str) -> RLPConfig:
-    """RLP's settings from values, `key=value` pairs over them, and values over both.
+    """RLP's settings from values, `key=value` pairs over them, and values over both."""
+    return with_set(RLPConfig, values, pairs, own, where)
+
+
+def with_set(kind: type[T], values: dict[str, Any], pairs: list[str], own: dict[str, Any], where: str) -> T:
+    """A method's settings from values, `key=value` pairs over them, and values over both.
 
     Raises:
         UserError: an unknown key with the nearest one, a wrong value, or a pair without `=`.
@@ -158,7 +165,8 @@ def with_pairs(values: dict[str, Any], pairs: list[str], own: dict[str, Any], wh
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--set {pair}: expected key=value, such as --set num_target_tokens=4")
-        settings.check_keys([key], RLPConfig.__dataclass_fields__, "--set")
+            example = next(iter(kind.__annotations__))
+            raise UserError(f"--set {pair}: expected key=value, such as --set {example}=…")
+        settings.check_keys([key], kind.__annotations__, "--set")
         given |= settings.read_yaml(f"{key}: {value}", f"--set {pair}")
-    return settings.build(RLPConfig, values | given | own, "--set" if given else where)
+    return settings.build(kind, values | given | own, "--set" if given else where)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,15 +36,32 @@ def chat(
     max_tokens: int,
     n: int = 1,
     on_reply: Callable[[int, Reply | Failure], None] | None = None,
+    extra: Mapping[str, Any] | None = None,
+    deadline: float | None = None,
 ) -> list[Reply | Failure]:
     """n answers to every conversation, or why there are none, in order; `on_reply(index, reply)` as they come.
+
+    `extra` are further fields of every body; `deadline` is in seconds, where this call has fewer than the settings say.
 
     Raises:
         UserError: the endpoint's address, key or model is wrong (F4).
     """
     settings = {"model": model, "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "n": n}
-    bodies = [settings | {"messages": [dict(m) for m in messages]} for messages in conversations]
-    return endpoint.ask(PATH, bodies, partial(_read, n), on_reply=on_reply)
+    settings |= extra or {}
+    return endpoint.ask(PATH, _Bodies(settings, conversations), partial(_read, n), on_reply=on_reply, deadline=deadline)
+
+
+class _Bodies(Sequence[Mapping[str, Any]]):
+    """One body a conversation, made when its turn comes: a batch need not be written before its first request goes."""
+
+    def __init__(self, settings: Mapping[str, Any], conversations: Sequence[Sequence[Message]]) -> None:
+        self.settings, self.conversations = settings, conversations
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: Any) -> Any:
+        return {**self.settings, "messages": [dict(message) for message in self.conversations[index]]}
 
 
 def _read(n: int, reply: Any) -> Reply | Failure:

@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.scoring.endpoint_call import Call, Failure, Stats, work
+from rl_think_ext.scoring.endpoint_breaker import Breaker, Tripped
+from rl_think_ext.scoring.endpoint_call import Call, Failure, Stats, look, work
 from rl_think_ext.scoring.endpoint_loop import background_loop, close_with_loop
 from rl_think_ext.scoring.endpoint_wire import Wire, checked_key, shown_url
 
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 class EndpointConfig:
     """Where a server is and how hard it may be asked; times in seconds, the key by its environment variable's name.
 
+    After `breaker_failures` failed requests in a row the rest of a call is given up, and the next call sends one
+    request first, once, to see whether the server is back; None: never.
+
     Raises:
         UserError: no http(s) address, or a number out of its range.
     """
@@ -41,6 +45,7 @@ class EndpointConfig:
     timeout: float = 60.0
     deadline: float = 600.0
     retries: int = 4
+    breaker_failures: int | None = None
 
     def __post_init__(self) -> None:
         _check_url(self.url)
@@ -77,6 +82,7 @@ class Endpoint:
         self.config = config
         self.num_at_once = max(1, config.max_concurrency // num_processes)
         self.stats = Stats()
+        self.breaker = Breaker(config.breaker_failures)
         self._answered: set[str] = set()  # the paths
         self._wire: tuple[asyncio.AbstractEventLoop, Wire] | None = None
 
@@ -84,7 +90,8 @@ class Endpoint:
         return f"Endpoint({shown_url(self.config.url)}, {self.num_at_once} at once)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_wire": None}  # neither connections nor the key travel
+        # Neither connections nor the key travel; another process looks for itself whether the server is there.
+        return self.__dict__ | {"_wire": None, "breaker": Breaker(self.config.breaker_failures)}
 
     def ask(
         self,
@@ -115,7 +122,7 @@ class Endpoint:
         if not bodies:
             self.stats = Stats()
             return []
-        call = Call[T](bodies, read, on_reply, self.config.retries + 1, seconds)
+        call = Call[T](bodies, read, on_reply, self.config.retries + 1, seconds, self.breaker)
         loop = background_loop()
         future = asyncio.run_coroutine_threadsafe(self._run(call, path), loop)
         future.add_done_callback(lambda _: call.ended.set())
@@ -141,13 +148,23 @@ class Endpoint:
         wire, numbers = self._connected(), iter(range(len(call.bodies)))
         url = wire.url(path)
         try:
-            async with asyncio.timeout_at(call.until), asyncio.TaskGroup() as group:
-                for _ in range(min(self.num_at_once, len(call.bodies))):
-                    group.create_task(work(wire, url, call, numbers))
+            async with asyncio.timeout_at(call.until):
+                if self.breaker.is_open:
+                    await look(wire, url, call, next(numbers))
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self.num_at_once, len(call.bodies))):
+                        group.create_task(work(wire, url, call, numbers))
         except TimeoutError:
-            pass  # what is missing then, the caller fills in
+            # What is missing then, the caller fills in. A server that was silent for as long as a try may take is down.
+            if not call.latencies and call.seconds >= 0.9 * min(self.config.timeout, self.config.deadline):
+                self.breaker.trip()
+        except Tripped as tripped:
+            call.given_up = str(tripped)
         except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            others = [error for error in errors.exceptions if not isinstance(error, Tripped)]
+            if others:
+                raise others[0] from None
+            call.given_up = str(errors.exceptions[0])
 
     def _connected(self) -> Wire:
         """The connections of this process's loop, on which this runs."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import stamina
 
+from rl_think_ext.scoring.endpoint_breaker import Breaker, Tripped
 from rl_think_ext.scoring.endpoint_wire import Rejected, TryAgain, Wire
 
 if TYPE_CHECKING:
@@ -81,9 +82,11 @@ class Call(Generic[T]):
         on_reply: Callable[[int, T | Failure], None] | None,
         num_tries: int,
         seconds: float,
+        breaker: Breaker,
     ) -> None:
         self.bodies, self.read, self.on_reply = bodies, read, on_reply
-        self.num_tries, self.seconds = num_tries, seconds
+        self.num_tries, self.seconds, self.breaker = num_tries, seconds, breaker
+        self.given_up: str | None = None  # why, where the breaker ended the call
         self.begin = time.monotonic()  # the clock of asyncio's loops as well; other clocks may jump (F45)
         self.until = self.begin + seconds
         self.replies: deque[tuple[int, bytes | Failure]] = deque()
@@ -137,10 +140,11 @@ class Call(Generic[T]):
 
     def finish(self) -> Stats:
         """Fill in what did not come in time, and count."""
+        why = self.given_up or f"deadline: no answer within {self.seconds:.1f} s"
         for index in range(len(self.bodies)):
             if index not in self._found:
                 last = f"; last: {self._last_try[index]}" if index in self._last_try else ""
-                self._keep(index, Failure(f"deadline: no answer within {self.seconds:.1f} s{last}"))
+                self._keep(index, Failure(f"{why}{last}"))
         failures = Counter(found.kind for found in self._found.values() if isinstance(found, Failure))
         seconds, num_retries = time.monotonic() - self.begin, self.tried_again.total()
         return Stats(seconds, len(self.bodies), num_retries, dict(failures), tuple(self.latencies))
@@ -158,15 +162,39 @@ class Call(Generic[T]):
 
 
 async def work(wire: Wire, url: httpx.URL, call: Call[Any], numbers: Iterator[int]) -> None:
+    """Ask about one number after another.
+
+    Raises:
+        Tripped: too many failed in a row.
+    """
     for index in numbers:
         content = json.dumps(call.bodies[index], allow_nan=False, separators=(",", ":")).encode()
         try:
             reply: bytes | Failure = await _tried(wire, url, content, call, index)
+            call.breaker.good()
         except TryAgain as error:
             reply = Failure(str(error))
+            call.breaker.bad()
         except Rejected as error:
             reply = Failure(str(error), refused=True)
+            call.breaker.good()  # it is not down
         call.replies.append((index, reply))
+        if call.breaker.is_open:
+            raise Tripped(f"breaker: given up after {call.breaker.num_failed} failed requests in a row")
+
+
+async def look(wire: Wire, url: httpx.URL, call: Call[Any], index: int) -> None:
+    """One request, tried once, before the others: whether a server that was given up is back.
+
+    Raises:
+        Tripped: it is not.
+    """
+    call.num_tries, num_tries = 1, call.num_tries
+    try:
+        await work(wire, url, call, iter([index]))
+    except Tripped:
+        raise Tripped("breaker: the server failed before, and the one request that looked for it failed too") from None
+    call.num_tries = num_tries
 
 
 async def _tried(wire: Wire, url: httpx.URL, content: bytes, call: Call[Any], index: int) -> bytes:
