@@ -4,7 +4,8 @@ run.json      method, settings and where they came from, model, the trainer's ar
               data card
 log.jsonl     every log of the trainer, one line each; after a resume the later line of a step counts
 alarms.jsonl  what the alarms said
-rollouts/     STEP.rankR.parquet, the ids and scores of the batch behind a log (under TRL with `log_completions: true`)
+rollouts/     STEP.rankR.parquet, the batch behind a log with its scores: RLP's ids, RLPT's segments and outputs (under
+              TRL with `log_completions: true`)
 """
 
 from __future__ import annotations
@@ -79,7 +80,6 @@ class Record:
     def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]], rollouts: Sequence[Rollout], gains: Gains) -> None:
         """The ids of a batch, exactly as they were scored, and its scores; enough to score it again."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         ids = pa.list_(pa.int32())
         table: dict[str, Any] = {
@@ -95,10 +95,16 @@ class Record:
             values = [None if math.isnan(value) else value for value in gains.column(name).tolist()]
             table[name] = pa.array(values, pa.float32())
         table["unscorable"] = pa.array([score.reason for score in gains.scores()], pa.string())
+        self.keep(step, pa.table(table))
+
+    def keep(self, step: int, table: Any) -> None:
+        """Write this rank's samples of a step, whole or not at all."""
+        import pyarrow.parquet as pq
+
         path = self.folder / "rollouts" / f"{step:07d}.rank{self.rank}.parquet"
         path.parent.mkdir(exist_ok=True)
         partial = path.with_suffix(".partial")
-        pq.write_table(pa.table(table), partial)
+        pq.write_table(table, partial)
         partial.replace(path)
 
     def describe(self, entry: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from rl_think_ext.errors import UserError
 
 ENVIRONMENT = "RL_THINK_CONFIG"
-METHODS = ("rlp", "rlmt")
+METHODS = ("rlp", "rlmt", "rlpt", "rpt", "verifree", "rlpr")
 T = TypeVar("T")
 
 

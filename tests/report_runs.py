@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 from rl_think_ext.methods.interval import mean_interval
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.methods.rlpt import STATUSES as PREDICTION_STATUSES
+from rl_think_ext.methods.rlpt import RLPTConfig
+from rl_think_ext.scoring.judge import STATS
 
 HOSTILE = (
     "</pre></style><script>alert(1)</script><img src=http://127.0.0.1:9/x onerror=alert(1)>\x00\x1b[31m\u202eabc\ud800"
@@ -327,6 +330,101 @@ def rlmt_run(folder: Path, *, thinks: bool = True, **changes: Any) -> Path:
         "trainer": "RLMTTrainer",
         "settings": asdict(RLMTConfig(style="think" if thinks else "none", reward_model="/a/disk/tiny-reward-model")),
         "dataset": {"name": "data/prompts", "num_rows": 7544, "card": None},
+    }
+    return make_run(folder, **(chosen | changes))
+
+
+# --- RLPT ---
+
+TRUTH = "It rained on the hill. We ran home."
+
+
+def rlpt_log(num: int) -> list[dict[str, Any]]:
+    """Logs of an RLPT run whose predictions get better, and keep their length."""
+    judge = {**dict.fromkeys(STATS, 0.0), "latency_p50": 0.4, "latency_p95": 0.9, "canary_right_accepted": 1.0}
+    return [
+        {
+            "step": step,
+            "loss": 0.01 / step,
+            "learning_rate": 1e-6,
+            "grad_norm": 0.5,
+            "entropy": 1.0 / math.sqrt(step),
+            "num_tokens": 1000.0 * step,
+            "completions/max_length": 300.0,
+            "reward": 1 - 0.8 / step,
+            "rewards/rlpt/mean": 1 - 0.8 / step,
+            "rlpt/score": 1 - 0.8 / step,
+            "rlpt/asr/score": 1 - 0.9 / step,
+            "rlpt/msr/score": 1 - 0.7 / step,
+            "rlpt/asr/share": 0.5,
+            "rlpt/msr/share": 0.5,
+            "rlpt/asr/covered": 1.4,
+            "rlpt/msr/covered": 1.0,
+            "rlpt/score_spread": 0.4,
+            "rlpt/zero_variance_groups": 0.2,
+            **{f"rlpt/status/{name}": 0.0 for name in PREDICTION_STATUSES},
+            "rlpt/status/ok": 1 - 0.3 / step,
+            "rlpt/status/no_open": 0.2 / step,
+            "rlpt/status/too_short": 0.1 / step,
+            "rlpt/length": 200.0 + step,
+            "rlpt/prediction_length": 12.0,
+            "rlpt/prediction_chars": 50.0,
+            "rlpt/segments_covered": 1.2,
+            "rlpt/segments_covered_right": 1.3,
+            "rlpt/prediction_repetition": 0.0,
+            "rlpt/prediction_copied": 0.01,
+            "rlpt/truncated": 0.0,
+            "rlpt/no_verdict": 0.01,
+            "rlpt/unscorable": 0.01,
+            "rlpt/scoring_seconds": 2.0,
+            "rlpt/scoring_share": 0.2,
+            **{f"rlpt/judge_{name}": value for name, value in judge.items()},
+            "rlpt/judge_num_asked": 60.0,
+            "rlpt/judge_no_verdict/timeout": 2.0,
+        }
+        for step in range(1, num + 1)
+    ]
+
+
+def rlpt_row(step: int, score: float | None, context: str = "Dark clouds.", **other: Any) -> dict[str, Any]:
+    """A row of a completions table of RLPT."""
+    prompt = f"Complete the text provided under ### Context {context}"
+    prediction = {1.0: "It rained on the hill.", 0.0: "The sun shone."}.get(-1.0 if score is None else score, "It did.")
+    return {
+        "step": step,
+        "prompt": [{"role": "user", "content": prompt}],
+        "completion": [{"role": "assistant", "content": f"So <|startofprediction|>{prediction}<|endofprediction|>"}],
+        "rlpt": score,
+        "rlpt/id": context,
+        "rlpt/task": "asr",
+        "rlpt/status": "ok",
+        "rlpt/prediction": prediction,
+        "rlpt/reference": TRUTH,
+        "rlpt/score": score,
+        "rlpt/unscorable": "judge: timeout" if score is None else None,
+        "rlpt/covered": len(prediction) / 22,
+        "advantage": 0.0,
+    } | {f"rlpt/{name}": value for name, value in other.items()}
+
+
+def rlpt_rows(step: int, right: int, num_texts: int = 12, group: int = 8) -> list[dict[str, Any]]:
+    """Groups of predictions of which the first `right` say what follows."""
+    return [
+        rlpt_row(step, float(g < right), f"Text {i}. Dark clouds came over the hill.")
+        for i in range(num_texts)
+        for g in range(group)
+    ]
+
+
+def rlpt_run(folder: Path, **changes: Any) -> Path:
+    """An RLPT run with everything in it."""
+    chosen: dict[str, Any] = {
+        "log": rlpt_log(20),
+        "tables": {5: rlpt_rows(5, 1), 20: rlpt_rows(20, 7)},
+        "method": "rlpt",
+        "trainer": "RLPTTrainer",
+        "settings": asdict(RLPTConfig(server="http://localhost:8000", judge_model="/a/disk/tiny-judge")),
+        "dataset": {"name": "data/rlpt", "num_rows": 4000, "card": None},
     }
     return make_run(folder, **(chosen | changes))
 

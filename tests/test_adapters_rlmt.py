@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import copy
 import random
 
 import numpy as np
 import pytest
 import torch
-from fake_queue import FakeQueue
+import verl_samples
 from models import qwen3
 from omegaconf import open_dict
 from reward_models import reward_tokenizer, save_reward_model
@@ -163,34 +161,13 @@ def under_trl(tmp_path, settings, folders, responses):
 
 def asked_of_verl(config, folders, responses):
     """What verl's agent loop keeps of the 200 outputs after the reward manager has seen each of them."""
-    from tensordict import TensorDict
-    from verl import DataProto
-
     from rl_think_ext.verl.rlmt_reward import RLMTRewardManager
 
     tokenizer = AutoTokenizer.from_pretrained(folders[0])
     manager = RLMTRewardManager(config, tokenizer, None)
     prompt = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=False)
-    chats = np.empty(1, dtype=object)
-    chats[0] = QUESTION
-
-    def sample(ids):
-        tensors = {"prompts": [prompt], "responses": [ids], "attention_mask": [[1] * (len(prompt) + len(ids))]}
-        batch = TensorDict({name: torch.tensor(value) for name, value in tensors.items()}, batch_size=1)
-        return DataProto(batch=batch, non_tensor_batch={"raw_prompt": chats})
-
-    async def everything():
-        return await asyncio.gather(*(manager.run_single(sample(ids)) for ids in responses))
-
-    rows = {}
-    for i, (ids, found) in enumerate(zip(responses, asyncio.run(everything()), strict=True)):
-        mask, reward = torch.ones(len(ids), dtype=torch.int64), torch.zeros(len(ids))
-        reward[-1] = found["reward_score"]
-        rows[f"g{i // SIZE}_{i % SIZE}_0"] = {
-            "uid": f"g{i // SIZE}", "response_mask": mask, "loss_mask": mask, "rm_scores": reward,
-            "extra_fields": {"reward_extra_info": found["reward_extra_info"]},
-        }  # fmt: skip
-    return rows
+    samples = [verl_samples.of_ids(prompt, ids, QUESTION) for ids in responses]
+    return verl_samples.kept_by_the_loop(responses, verl_samples.run_all(manager, samples), SIZE)
 
 
 @pytest.fixture
@@ -198,16 +175,9 @@ def under_verl(settings, folders, responses, monkeypatch):
     """A function from an estimator to rewards and advantages of verl's own code behind our trainer."""
     import dataclasses
 
-    import hydra
-    from transfer_queue import KVBatchMeta
-    from verl.trainer.ppo.v1 import trainer_base
-
     from rl_think_ext.verl import resolved, rlmt_trainer
-    from rl_think_ext.verl import trainer as think_trainer
 
-    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        places = ["hydra.searchpath=[pkg://rl_think_ext.verl.config]", "+rl_think=rlmt"]
-        config = hydra.compose("ppo_trainer", [*places, "algorithm.norm_adv_by_std_in_grpo=False"])
+    config = verl_samples.compose_stock("rlmt", "algorithm.norm_adv_by_std_in_grpo=False")
     with open_dict(config):
         config.actor_rollout_ref.model.path = str(folders[0])
         config.actor_rollout_ref.rollout.response_length = LIMIT
@@ -218,32 +188,9 @@ def under_verl(settings, folders, responses, monkeypatch):
     stored = asked_of_verl(config, folders, responses)
 
     def run(estimator):
-        queue = FakeQueue(copy.deepcopy(stored))
-        for module in (trainer_base, think_trainer, rlmt_trainer):
-            monkeypatch.setattr(module, "tq", queue)
-        monkeypatch.setattr(trainer_base.PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
-        trainer = object.__new__(rlmt_trainer.RLMTTrainer)
-        trainer.config, trainer.settings = copy.deepcopy(config), settings
-        trainer.config.algorithm.adv_estimator = estimator
-        trainer.scores, trainer.columns, trainer._quiet, trainer._failed = {}, {}, [], 0
-        order = list(queue.rows)
-        random.Random(1).shuffle(order)
-        tags = [{"is_padding": False} for _ in order]
-        batch = KVBatchMeta(keys=order, tags=tags, partition_id="train")
-        batch = trainer._compute_old_log_prob(batch, {})
-        trainer._compute_advantage(batch, {})
-        values = [trainer.scores[key].value for key in stored]
-        rewards = torch.tensor([np.nan if value is None else value for value in values], dtype=torch.float64)
-        return rewards, torch.stack([_of_a_row(queue.rows[key]) for key in stored])
+        return verl_samples.settled_by(rlmt_trainer.RLMTTrainer, config, settings, stored, monkeypatch, estimator)
 
     return run
-
-
-def _of_a_row(row):
-    """The one advantage of a sample's tokens; 0 where none is trained."""
-    trained = row["advantages"][row["response_mask"] > 0].double()
-    assert not len(trained) or bool((trained == trained[0]).all())
-    return trained[0] if len(trained) else torch.tensor(0.0, dtype=torch.float64)
 
 
 def same(one, other):

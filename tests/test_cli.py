@@ -49,7 +49,7 @@ def test_unknown_command_names_the_nearest(capsys):
     ("change", "sentence"),
     [
         ({"max_step": 3}, "unknown key `max_step`; did you mean `max_steps`?"),
-        ({"rl_think": {"rpl": {}}}, "rl_think: unknown key `rpl`; did you mean `rlp`?"),
+        ({"rl_think": {"rlpx": {}}}, "rl_think: unknown key `rlpx`; did you mean `rlp`?"),
         ({"rl_think": {"rlp": {"baselin": "ema"}}}, "unknown key `baselin`; did you mean `baseline`?"),
         ({"rl_think": {"rlp": {"baseline": "emma"}}}, "`baseline` is one of ema, init, live, none, got 'emma'"),
         ({"rl_think": {"rlp": {"num_target_tokens": 0}}}, "`num_target_tokens` is at least 1"),

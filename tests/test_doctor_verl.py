@@ -19,8 +19,9 @@ NAMES = "verl's names"
 def test_every_name_that_verl_knows_of_ours_is_shown() -> None:
     (finding,) = [finding for finding in doctor().findings if finding["name"] == NAMES]
     assert finding["state"] == "ok"
-    for words in ("trainers rlp, rlmt", "reward managers rlmt", "estimators rlp", "rl_think_thought, rl_think_chat"):
+    for words in ("trainers rlp, rlmt, rlpt", "reward managers rlmt, rlpt", "estimators rlp"):
         assert words in finding["found"]
+    assert "agent loops rl_think_thought, rl_think_chat, rl_think_prediction" in finding["found"]
 
 
 def test_an_untested_verl_is_a_warning_with_the_tested_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

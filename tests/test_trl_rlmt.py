@@ -8,7 +8,6 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -16,6 +15,7 @@ from models import qwen3
 from reward_models import reward_tokenizer, save_reward_model
 from stub_server import Reply, StubServer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl_runs import TINY, ScriptedMixin, logs, save_policy, table_of
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.formats import render_zero
@@ -25,27 +25,10 @@ from rl_think_ext.scoring.complete import StopText
 from rl_think_ext.scoring.outputs import cut_behind, reader
 from rl_think_ext.scoring.preference import FIELDS, repetition
 from rl_think_ext.trl import PreferenceScore, RLMTGRPOConfig, RLMTTrainer, ShapingTerm
-from rl_think_ext.trl.rlmt_reward import TIME_SHARE
+from rl_think_ext.trl.step_reward import TIME_SHARE
 
 trl = pytest.importorskip("trl")
 
-TINY = {
-    "per_device_train_batch_size": 4,
-    "num_generations": 4,
-    "max_completion_length": 40,
-    "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "use_cpu": True,
-    "report_to": "none",
-    "logging_steps": 1,
-    "disable_tqdm": True,
-    "save_strategy": "no",
-    "max_steps": 1,
-    "log_completions": True,
-    "num_completions_to_print": 0,
-}
 QUESTION = [{"role": "user", "content": "Name a colour."}]
 OUTPUTS = (
     "<think>SECRET plan</think>Blue.",
@@ -62,34 +45,15 @@ def reward_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory):
-    """A policy with a Qwen-like chat template, whose assistant's turn ends with its end of text."""
-    folder = tmp_path_factory.mktemp("policy")
-    tokenizer = reward_tokenizer("qwen")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-    model = qwen3(len(tokenizer), max_position_embeddings=512, **ids)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    return folder
+    return save_policy(tmp_path_factory.mktemp("policy"))
 
 
 def rows(n=8, **columns):
     return Dataset.from_list([{"id": f"q{i}", "prompt": QUESTION, **columns} for i in range(n)])
 
 
-class Scripted(RLMTTrainer):
-    """The real trainer, whose sampler writes what a test says."""
-
-    said: tuple[str, ...] = OUTPUTS
-
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        tokenizer = self.processing_class
-        texts = [self.said[i % len(self.said)] for i in range(len(prompt_ids))]
-        return [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in texts], None
+class Scripted(ScriptedMixin, RLMTTrainer):
+    said = OUTPUTS
 
 
 def trainer_of(kind, out, policy, config, data=None, **settings):
@@ -106,14 +70,6 @@ def run(tmp_path, policy_folder, reward_folder):
         return trainer_of(kind, tmp_path / "run", policy_folder, given, data, **settings)
 
     return make
-
-
-def table_of(trainer):
-    return pq.read_table(min(Path(trainer.args.output_dir, "completions").glob("*.parquet"))).to_pydict()
-
-
-def logs(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def oracle(folder, answer, chat=QUESTION):
@@ -310,7 +266,7 @@ def test_f47_groups_within_the_noise_teach_nothing(run):
 def test_shaping_terms_are_paid_by_reward_weights_and_missing_with_the_score(tmp_path, policy_folder, reward_folder):
     class Stock(trl.GRPOTrainer):
         said = OUTPUTS
-        _generate_single_turn = Scripted._generate_single_turn
+        _generate_single_turn = ScriptedMixin._generate_single_turn
 
     reward = PreferenceScore(RLMTConfig(reward_model=str(reward_folder), malformed="unscorable"))
     names = ("format", "thought_length", "answer_length")

@@ -248,7 +248,7 @@ def test_missing_columns_name_the_builder(start):
         ({"rlmt": {"floor": float("inf")}}, "`floor` is a finite number"),
         ({"rlmt": {"malformed": "unscorable", "floor": 1.0}}, "needs `malformed: floor`"),
         ({"rlmt": {"backend": "server"}}, "needs `server:`"),
-        ("text", "expected `rlp:` or `rlmt:`"),
+        ("text", "expected one of rlp, rlmt"),
     ],
 )
 def test_f40_a_wrong_block_is_named(block, message):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from rl_think_ext.errors import UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from rl_think_ext.data.card import Card
 
 
@@ -47,10 +49,16 @@ METHODS = {
         "preference pairs: several outputs of a policy, the best against the worst by a reward model",
         "--input data/rlmt --output data/rlmt-dpo --model out/sft --reward-model models/reward",
     ),
+    "rlpt": Method(
+        "rl_think_ext.data.rlpt",
+        "RLPTDataConfig",
+        "segments to be predicted: plain text without duplicates, personal data and benchmarks, cut into sentences",
+        "--input corpus.jsonl --output data/rlpt --tokenizer Qwen/Qwen3-4B --decontaminate math=math.jsonl:problem",
+    ),
     "verl": Method(
         "rl_think_ext.data.verl_rows",
         "VerlDataConfig",
-        "a folder of rlp or rlmt once more, in the columns that verl's own dataset class reads",
+        "a folder of rlp, rlpt or rlmt once more, in the columns that verl's own dataset class reads",
         "--input data/rlp --output data/rlp-verl",
     ),
 }
@@ -108,6 +116,7 @@ def show(card: Card, output: str) -> None:
         table.add_row("contexts cut on the left", f"{card.num_cut_contexts:,}")
     for name, count in card.counts.items():
         table.add_row(escape(name), f"{count:,}")
+    _add_steps(table, card)
     table.add_section()
     for title, counts in ((words.units_out, card.skipped_documents), (words.rows_out, card.skipped_positions)):
         for reason, number in counts.items():
@@ -115,3 +124,13 @@ def show(card: Card, output: str) -> None:
     console = Console()
     console.print(table)
     console.print(f"content hash {card.content_hash[:16]}, settings and versions in card.json", highlight=False)
+
+
+def _add_steps(table: Table, card: Card) -> None:
+    """How many documents a pipeline's steps let through, and how long they took."""
+    if card.steps or card.seconds:
+        table.add_section()
+    for step in card.steps:
+        table.add_row(f"after {step['step']}: documents left", f"{step['went_on']:,}")
+    for name, seconds in card.seconds.items():
+        table.add_row(f"{name}: seconds", f"{seconds:,.1f}")

@@ -14,11 +14,15 @@ from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.methods.rlpr import RLPRConfig
+from rl_think_ext.methods.rlpt import RLPTConfig
+from rl_think_ext.methods.rpt import RPTConfig
+from rl_think_ext.methods.verifree import VeriFreeConfig
 
 HELP = """usage: rl-think train --config RUN.yaml [--KEY VALUE ...]
 
 One run through TRL. RUN.yaml holds TRL's own keys (those of `trl grpo`, `trl sft`, `trl dpo`) and a block with the
-method, rlp or rlmt:
+method, rlp, rlmt or rlpt:
 
   model_name_or_path: Qwen/Qwen3-1.7B-Base
   dataset_name: data/rlp            # built by `rl-think data rlp`
@@ -40,11 +44,23 @@ or, in place of that block:
       reward_model: Skywork/Skywork-Reward-Llama-3.1-8B-v0.2
       server: http://localhost:8000 # vllm serve MODEL --runner pooling
 
+or, on a dataset of `rl-think data rlpt`:
+
+  rl_think:
+    rlpt:
+      reward: prefix                # or strict
+      msr_weight: 0.5               # what a sample of MSR counts beside one of ASR
+      server: http://localhost:8000 # vllm serve JUDGE
+      judge_model: JUDGE            # judge: rule, in place of both, needs no server
+
+The related rewards rpt, verifree and rlpr (docs/related.md) have blocks of their own in the same place.
+
 The run ends with report.html in its output_dir; `log_completions: true` gives it the thoughts, too.
 --KEY VALUE on the command line overrides a TRL key. With several processes: torchrun --nproc_per_node N -m
 rl_think_ext.cli.train --config RUN.yaml. `resume_from_checkpoint: true` goes on from the last checkpoint.
 """
-METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig}
+METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig, "rlpt": RLPTConfig}
+METHODS |= {"rpt": RPTConfig, "verifree": VeriFreeConfig, "rlpr": RLPRConfig}
 TRAINERS = ("grpo", "sft", "dpo")
 
 
@@ -73,7 +89,15 @@ def run(argv: list[str]) -> int:
 
 
 def _train(config: dict[str, Any], rest: list[str], kind: str, method: Any, path: str) -> Path | None:
-    if isinstance(method, RLPConfig):
+    if isinstance(method, RLPTConfig):
+        from rl_think_ext.trl import rlpt_launch
+
+        return rlpt_launch.train(config, rest, method, path)
+    if isinstance(method, RPTConfig):
+        from rl_think_ext.trl import rpt_launch
+
+        return rpt_launch.train(config, rest, method, path)
+    if isinstance(method, (RLPConfig, VeriFreeConfig, RLPRConfig)):
         from rl_think_ext.trl import launch
 
         return launch.train(config, rest, method, path)
@@ -89,7 +113,8 @@ def method_of(block: Any, path: str) -> tuple[str, Any]:
         UserError: no mapping, two methods, a trainer that the method has not, or settings that are wrong.
     """
     if not isinstance(block, Mapping):
-        raise UserError(f"{path}: `rl_think:` holds {block!r}; expected `rlp:` or `rlmt:` and its settings below it")
+        names = ", ".join(METHODS)
+        raise UserError(f"{path}: `rl_think:` holds {block!r}; expected one of {names} and its settings below it")
     where, inner = f"{path}: rl_think", dict(block)
     kind = inner.pop("trainer", "grpo")
     settings.check_keys(inner, [*METHODS, "trainer"], where)
@@ -97,6 +122,11 @@ def method_of(block: Any, path: str) -> tuple[str, Any]:
         raise UserError(f"{where}: {' and '.join(inner)} are given; a run has one method")
     name = next(iter(inner), "rlp")
     known = TRAINERS if name == "rlmt" else TRAINERS[:1]
+    if name == "rlpt" and kind == "sft":
+        raise UserError(
+            f"{where}: RLPT's cold start is plain fine-tuning on instructions: use `trl sft` with TRL's keys alone, "
+            "and take what it saves as `model_name_or_path:` here"
+        )
     if kind not in known:
         raise UserError(f"{where}: `trainer` is one of {', '.join(known)} for {name}, got {kind!r}")
     return kind, settings.build(METHODS[name], settings.method_block(inner, name, where), path)

@@ -87,6 +87,7 @@ class TextCutter:
             stride=config.stride,
             ends=ends,
             entropies=entropies,
+            min_entropy=config.min_entropy,
         )
 
 

@@ -37,12 +37,14 @@ def sample_positions(
     stride: int = 64,
     ends: Sequence[int] = (),
     entropies: Sequence[float] | None = None,
+    min_entropy: float | None = None,
 ) -> list[int]:
     """Cuts of one document of `length` units in ascending order, `num_positions` of them or (None) all.
 
     "sentence" takes `ends`; "random" any unit; "stride" every `stride`-th; "entropy" the units with the highest
-    entropy of the next token, `entropies[i]` being that of unit i given those before it. At least one unit is left
-    as target. Contexts outside [min_context, max_context] are no candidates.
+    entropy of the next token, `entropies[i]` being that of unit i given those before it, or those with at least
+    `min_entropy` of it. At least one unit is left as target. Contexts outside [min_context, max_context] are no
+    candidates.
 
     Raises:
         ValueError: an unknown sampler, or "entropy" without entropies of every unit.
@@ -51,12 +53,14 @@ def sample_positions(
     [4, 8]
     >>> sample_positions("entropy", 4, seed=0, document_id="a", num_positions=1, entropies=[0.0, 0.1, 2.0, 0.3])
     [2]
+    >>> sample_positions("entropy", 4, seed=0, document_id="a", entropies=[0.0, 0.1, 2.0, 0.3], min_entropy=0.2)
+    [2, 3]
     """
     low = max(min_context, 1)
     high = length - 1 if max_context is None else min(length - 1, max_context)
     candidates = _candidates(sampler, low, high, stride, ends)
     if sampler == "entropy":
-        return _most_uncertain(candidates, length, entropies, num_positions)
+        return _most_uncertain(candidates, length, entropies, num_positions, min_entropy)
     if num_positions is None or num_positions >= len(candidates):
         return list(candidates)
     return sorted(random.Random(document_seed(seed, document_id)).sample(candidates, num_positions))
@@ -84,12 +88,16 @@ def _candidates(sampler: Sampler, low: int, high: int, stride: int, ends: Sequen
 
 
 def _most_uncertain(
-    candidates: Sequence[int], length: int, entropies: Sequence[float] | None, num_positions: int | None
+    candidates: Sequence[int],
+    length: int,
+    entropies: Sequence[float] | None,
+    num_positions: int | None,
+    least: float | None,
 ) -> list[int]:
     if entropies is None or len(entropies) != length:
         given = "none" if entropies is None else len(entropies)
         raise ValueError(f"the sampler 'entropy' needs {length} entropies, got {given}")
-    finite = [c for c in candidates if math.isfinite(entropies[c])]
+    finite = [c for c in candidates if math.isfinite(entropies[c]) and (least is None or entropies[c] >= least)]
     # Ties go to the earlier position, so that the choice never depends on the sort.
     return sorted(sorted(finite, key=lambda c: (-entropies[c], c))[:num_positions])
 

@@ -57,6 +57,7 @@ class RLPDataConfig:
         num_positions: Positions per document, drawn by seed and document id; None takes all.
         stride: Distance of the cuts of "stride", in tokens, or in characters without a tokenizer.
         model: Folder or hub name of the model that "entropy" asks.
+        min_entropy: The least entropy (nats, over the whole vocabulary) of a position of "entropy".
         min_context_tokens: Shortest context, with a tokenizer.
         min_context_chars: Shortest context, without a tokenizer.
         max_context_tokens: Longest context with a tokenizer, its BOS included; the paper's is 2048.
@@ -84,6 +85,7 @@ class RLPDataConfig:
     num_positions: int | None = None
     stride: int = 64
     model: str | None = None
+    min_entropy: float | None = None
     min_context_tokens: int = 8
     min_context_chars: int = 32
     max_context_tokens: int = 2048
@@ -105,10 +107,14 @@ class RLPDataConfig:
                 raise UserError(f"`{name}` is at least {least}, got {value}")
         if not 0.0 <= self.test_share < 1.0 or not 0.0 <= self.max_skipped_share <= 1.0:
             raise UserError("`test_share` is from 0 to below 1, and `max_skipped_share` from 0 to 1")
-        if self.sampler == "entropy" and not (self.tokenizer and self.model and self.num_positions):
-            raise UserError("the sampler entropy needs `tokenizer`, `model` and `num_positions`")
+        if self.sampler == "entropy" and not (self.tokenizer and self.model):
+            raise UserError("the sampler entropy needs `tokenizer`, `model` and `num_positions` or `min_entropy`")
+        if self.sampler == "entropy" and self.num_positions is None and self.min_entropy is None:
+            raise UserError("the sampler entropy needs `num_positions`, `min_entropy` or both")
         if self.sampler != "entropy" and self.model:
             raise UserError(f"`model` is only asked by the sampler entropy, not by {self.sampler}")
+        if self.min_entropy is not None and (self.sampler != "entropy" or not 0.0 <= self.min_entropy < float("inf")):
+            raise UserError(f"`min_entropy` is at least 0 and for the sampler entropy, got {self.min_entropy}")
         if self.instruction_file and self.elicit != "instruct":
             raise UserError(f"`instruction_file` needs elicit instruct, got {self.elicit}")
 

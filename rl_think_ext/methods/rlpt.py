@@ -28,6 +28,8 @@ PredictionStatus = Literal["ok", "no_open", "no_close", "truncated", "empty", "t
 TASKS: tuple[Task, ...] = get_args(Task)
 STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
 
+_MARKS = r".,;:!?\"'“”‘’()\[\]…"
+MASK = "<MASK>"  # where the missing segment of MSR was
 # Paper: both prompts as the source prints them; the MSR one goes on to ask for the same tags, in words of ours.
 _ASR = (
     "Complete the text provided under ### Context by predicting the next most probable sentence. Please reason step by "
@@ -36,10 +38,10 @@ _ASR = (
 )
 _MSR = (
     "##Text Material##: ",
-    "<MASK>",
-    " ## Task##: Fill in the <MASK> section of the material with appropriate sentences or a solution step. Carefully "
+    MASK,
+    f" ## Task##: Fill in the {MASK} section of the material with appropriate sentences or a solution step. Carefully "
     "reason step by step to determine the most suitable completion. "
-    f"Enclose what belongs in the place of <MASK> within {OPEN_PREDICTION} and {CLOSE_PREDICTION} tags.",
+    f"Enclose what belongs in the place of {MASK} within {OPEN_PREDICTION} and {CLOSE_PREDICTION} tags.",
 )
 
 
@@ -56,6 +58,7 @@ class RLPTConfig:
         malformed: What an output without a prediction between its tags is worth: zero, as a wrong one; unscorable:
             nothing, it leaves the group. The paper does not say.
         min_prediction_chars: Shorter predictions are wrong without a question: "Therefore," begins many a sentence.
+            Marks of sentences and characters that are not seen do not count.
         min_prediction_share: The same, as a share of the reference's first segment.
         max_prediction_chars: Longer predictions are wrong without a question; a prediction is never cut.
         judge: server: a language model behind an OpenAI-compatible endpoint; rule: the normalised words of the
@@ -222,12 +225,18 @@ def read_prediction(text: str, reference: Reference, config: RLPTConfig, *, fini
         if not finished:
             return Prediction(None, "truncated")
         return Prediction(None, "no_close" if OPEN_PREDICTION in text else "no_open")
-    shortest = max(config.min_prediction_chars, config.min_prediction_share * len(reference.first))
-    if not found:
+    shortest = max(config.min_prediction_chars, config.min_prediction_share * _num_said(reference.first))
+    if not _num_said(found):
         return Prediction(found, "empty")
-    if len(found) < shortest:
+    if _num_said(found) < shortest:
         return Prediction(found, "too_short")
     return Prediction(found, "ok" if len(found) <= config.max_prediction_chars else "too_long")
+
+
+def _num_said(text: str) -> int:
+    """Characters of a text without marks of sentences and what is not seen: neither makes a prediction longer (F23)."""
+    seen = "".join(char for char in text if char.isprintable() or char.isspace())
+    return len(re.sub(rf"[\s{_MARKS}]+", " ", seen).strip())
 
 
 def begins(prediction: str, reference: str) -> bool:
@@ -247,7 +256,7 @@ def words(text: str) -> list[str]:
 
     Signs of a formula stand for themselves: "a = b" and "a - b" differ.
     """
-    return re.findall(r"\w+|[^\w\s.,;:!?\"'“”‘’()\[\]…]", text.casefold())
+    return re.findall(rf"\w+|[^\w\s{_MARKS}]", text.casefold())
 
 
 def weighted(advantages: Tensor, tasks: Sequence[str], msr_weight: float) -> Tensor:

@@ -1,7 +1,7 @@
 """verl's own dumps of rollouts (`trainer.rollout_data_dir`): STEP.jsonl, one sample a line.
 
-The trainer `rlp` of rl_think_ext.verl adds the columns by which a sample can be scored again; what verl alone writes
-(input, output, gts, score, step, uid) is text without special tokens, out of which no ids can be had.
+The trainers `rlp` and `rlpt` of rl_think_ext.verl add the columns by which a sample can be scored again; what verl
+alone writes (input, output, gts, score, step, uid) is text without special tokens, out of which no ids can be had.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def dumped_steps(folder: Path) -> dict[int, list[Path]]:
     return dict(sorted(found.items()))
 
 
-def about_dumps(folder: Path, first: Path, columns: tuple[str, ...]) -> tuple[dict[str, Any], Path]:
+def about_dumps(folder: Path, first: Path, columns: Mapping[str, tuple[str, ...]]) -> tuple[dict[str, Any], Path]:
     """The run.json of the run that wrote the dumps, and its place: beside them, or in the run's folder around them.
 
     Args:
         folder: That of the dumps.
         first: One of the dumps.
-        columns: What a sample needs to be scored again.
+        columns: What a sample needs to be scored again, by method.
 
     Raises:
         UserError: a run of another method, dumps without ids, no run.json, or one that says nothing.
@@ -35,8 +35,7 @@ def about_dumps(folder: Path, first: Path, columns: tuple[str, ...]) -> tuple[di
     places = [place / name for place in (folder, folder.parent) for name in ("run.json", "rl_think/run.json")]
     found = next((path for path in places if path.is_file()), None)
     about = {} if found is None else read_about(found)
-    check_method(folder, about)
-    _check_columns(first, columns)
+    _check_columns(first, columns[check_method(folder, about)])
     if found is not None:
         return about, found
     raise UserError(
@@ -46,18 +45,19 @@ def about_dumps(folder: Path, first: Path, columns: tuple[str, ...]) -> tuple[di
     )
 
 
-def check_method(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse what is no run of RLP.
+def check_method(folder: Path, about: Mapping[str, Any]) -> str:
+    """The method of a run, "rlp" or "rlpt"; others are refused.
 
     Raises:
         UserError: naming the folder and its method.
     """
-    method = about.get("method", "rlp")
-    if method != "rlp":
+    method = str(about.get("method", "rlp"))
+    if method not in ("rlp", "rlpt"):
         raise UserError(
-            f"{folder} is a run of {str(method).upper()}; replay scores RLP's thoughts. `rl-think report` shows other "
-            "runs, by their output_dir (TRL) or default_local_dir (verl)"
+            f"{folder} is a run of {method.upper()}; replay scores RLP's thoughts and RLPT's predictions. `rl-think "
+            "report` shows other runs, by their output_dir (TRL) or default_local_dir (verl)"
         )
+    return method
 
 
 def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
@@ -68,7 +68,13 @@ def _check_columns(path: Path, columns: tuple[str, ...]) -> None:
     except ValueError:
         return
     if isinstance(row, Mapping):
-        _require(row, f"{path}, line 1", columns)
+        _require(_plain_names(row), f"{path}, line 1", columns)
+
+
+def _plain_names(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample without the prefix of RLPT's columns, which stand before verl's own of the same name."""
+    own = {name.removeprefix("rlpt/"): value for name, value in row.items() if name.startswith("rlpt/")}
+    return {**row, **own}
 
 
 def read_about(path: Path) -> dict[str, Any]:
@@ -116,6 +122,7 @@ def read_dump(path: Path, ids: tuple[str, ...], scores: tuple[str, ...]) -> list
 def _checked(row: Any, where: str, ids: tuple[str, ...], scores: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: no sample, but a {type(row).__name__}")
+    row = _plain_names(row)
     _require(row, where, (*ids, *scores))
     for name in ids:
         if not isinstance(row[name], list) or not all(type(token) is int for token in row[name]):
@@ -128,8 +135,8 @@ def _require(row: Mapping[str, Any], where: str, columns: tuple[str, ...]) -> No
         if name not in row:
             raise UserError(
                 f"{where}: no column `{name}`, only {', '.join(row)}. verl alone dumps text, and RLMT's outputs have "
-                "no target: neither can be scored again. Train with trainer.v1.trainer_mode=rlp of rl_think_ext.verl, "
-                "which adds the ids and the scores"
+                "no target: neither can be scored again. Train with trainer.v1.trainer_mode=rlp (or rlpt) of "
+                "rl_think_ext.verl, which adds what is needed"
             )
 
 

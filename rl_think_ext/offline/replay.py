@@ -22,31 +22,34 @@ NUMBERS = ("gain", "reasoned", "baseline", "frozen", "frozen_gain", "accuracy", 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayConfig:
-    """Score a run's stored completions again, with other settings or another model.
+    """Score a run's stored completions again, with other settings, another model or another judge.
 
-    Without --model it is the model that the run began with, so the first step gives the numbers that were logged. The
-    start stands in for the average of `baseline: ema`, which no step keeps.
+    RLP: without --model it is the model that the run began with, so the first step gives the numbers that were logged.
+    The start stands in for the average of `baseline: ema`, which no step keeps. RLPT: the predictions are judged again,
+    by the run's own judge or by the one that --set names.
 
     rl-think replay out/rlp --set baseline=none num_target_tokens=1 --steps 1,50
 
     rl-think replay out/rlp --model out/rlp/checkpoint-100 --steps last
 
     rl-think replay out/rlp-verl/dumps --set baseline=none
+
+    rl-think replay out/rlpt --set reward=strict judge_model=other/judge
     """
 
     run: tyro.conf.Positional[Path]
-    """output_dir of a run that trained with `log_completions: true`; of verl's trainer `rlp` its default_local_dir or
-    its rollout_data_dir."""
+    """output_dir of a run that trained with `log_completions: true`; of verl's trainers `rlp` and `rlpt` the
+    default_local_dir or the rollout_data_dir."""
     model: str | None = None
-    """Folder or hub name of the model that scores; without it the run's start."""
+    """RLP: folder or hub name of the model that scores; without it the run's start."""
     set: list[str] = field(default_factory=list)
-    """Settings of RLP by name, over those of the run: --set baseline=live aggregate=mean."""
+    """Settings of the method by name, over those of the run: --set baseline=live aggregate=mean."""
     steps: str = "all"
     """Which steps: all, first, last, or numbers such as 1,50."""
     output: Path | None = None
     """Folder of replay.json and replay.parquet; without it the next replay-N in the run's rl_think."""
     max_tokens_per_batch: int | None = None
-    """Tokens of one forward; lower it when memory runs out."""
+    """RLP: tokens of one forward; lower it when memory runs out."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -65,6 +68,10 @@ def run_replay(config: ReplayConfig) -> dict[str, Any]:
     from rl_think_ext.scoring.load import load_tokenizer
 
     run = Run.of(config.run)
+    if run.method == "rlpt":
+        from rl_think_ext.offline.replay_predictions import judge_again
+
+        return judge_again(config, run)
     steps, old = run.choose(config.steps), settings_of(run)
     rlp = _settings(config, old, run)
     rows = [{**row, "step": step} for step in steps for row in run.read(step)]

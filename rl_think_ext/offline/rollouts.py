@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rl_think_ext.data import prediction_rows
 from rl_think_ext.errors import UserError
 from rl_think_ext.offline.dumps import about_dumps, check_method, dumped_steps, read_about, read_dump
 
 IDS = ("prompt_ids", "context_ids", "target_ids", "completion_ids")
 _SCORES = ("reasoned", "gain", "unscorable")
+# Of a sample of each method: what it needs to be scored again, beside ids of tokens.
+_NEEDED = {"rlp": (*IDS, *_SCORES), "rlpt": (*prediction_rows.COLUMNS, *prediction_rows.SCORES)}
 _FILE = re.compile(r"(\d+)\.rank(\d+)\.parquet")
 
 
@@ -36,7 +39,7 @@ class Run:
             UserError: no run there, one of another method, or one that kept no rollouts.
         """
         if dumped := dumped_steps(folder):
-            about, source = about_dumps(folder, next(iter(dumped.values()))[0], (*IDS, *_SCORES))
+            about, source = about_dumps(folder, next(iter(dumped.values()))[0], _NEEDED)
             return cls(folder, about, dumped, source)
         inner = folder if folder.name == "rl_think" else folder / "rl_think"
         if not (inner / "run.json").is_file():
@@ -60,6 +63,11 @@ class Run:
             )
         steps = {step: [path for _, path in sorted(files)] for step, files in sorted(found.items())}
         return cls(inner, about, steps, inner / "run.json")
+
+    @property
+    def method(self) -> str:
+        """What was trained: "rlp" or "rlpt"."""
+        return str(self.about.get("method", "rlp"))
 
     @property
     def model(self) -> str:
@@ -98,15 +106,17 @@ class Run:
         import pyarrow.parquet as pq
 
         rows: list[dict[str, Any]] = []
+        ids = IDS if self.method == "rlp" else ()
+        needed = _NEEDED[self.method]
         for path in self.steps[step]:
             if path.suffix == ".jsonl":
-                rows += read_dump(path, IDS, _SCORES)
+                rows += read_dump(path, ids, tuple(name for name in needed if name not in ids))
                 continue
             try:
                 table = pq.read_table(path)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"could not read {path} as Parquet: {str(error).splitlines()[0]}") from error
-            for column in (*IDS, *_SCORES):
+            for column in needed:
                 if column not in table.column_names:
                     raise UserError(f"{path} has no column `{column}`; there are {', '.join(table.column_names)}")
             rows += table.to_pylist()

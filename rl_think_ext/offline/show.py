@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rl_think_ext.methods.interval import FEW
+from rl_think_ext.methods.rlpt import TASKS
 from rl_think_ext.offline.replay import NUMBERS
 
 _ROWS = (
@@ -80,10 +81,10 @@ def _interval(value: Mapping[str, Any], digits: str, between: str) -> str:
 
 def show_replay(found: Mapping[str, Any]) -> None:
     """Print what replay.json holds: stored against now."""
-    steps = found["steps"]
-    shown = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
-    title = f"{found['run']}, {shown}, scored by {found['model']}"
-    table = Table(title=escape(title), title_justify="left")
+    if found.get("method") == "rlpt":
+        _show_verdicts(found)
+        return
+    table = Table(title=escape(f"{_what(found)}, scored by {found['model']}"), title_justify="left")
     for column in ("", "stored", "now", "difference", "correlation"):
         table.add_column(column, justify="left" if not column else "right")
     for name in NUMBERS:
@@ -91,6 +92,30 @@ def show_replay(found: Mapping[str, Any]) -> None:
         known = row["correlation"]
         numbers = [_number(row["old"]), _number(row["new"]), _number(row["difference"], interval=True)]
         table.add_row(name, *numbers, "–" if known is None else f"{known:.3f}")
+    _show_table(table, found)
+
+
+def _what(found: Mapping[str, Any]) -> str:
+    """The run and the steps of a replay."""
+    steps = found["steps"]
+    shown = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
+    return f"{found['run']}, {shown}"
+
+
+def _show_verdicts(found: Mapping[str, Any]) -> None:
+    """A replay of RLPT: the share of right predictions by task, and how many changed."""
+    table = Table(title=escape(f"{_what(found)}, judged by {found['judge']}"), title_justify="left")
+    for column in ("right", "stored", "now", "difference", "became right", "became wrong"):
+        table.add_column(column, justify="left" if column == "right" else "right")
+    for name in ("all", *TASKS):
+        row = found[name]
+        numbers = [_number(row["old"]), _number(row["new"]), _number(row["difference"], interval=True)]
+        table.add_row(name, *numbers, f"{row['became_right']:,}", f"{row['became_wrong']:,}")
+    _show_table(table, found)
+
+
+def _show_table(table: Table, found: Mapping[str, Any]) -> None:
+    """A table of a replay, and below it what changed and what has no score."""
     console = Console()
     console.print(table)
     changed = {k: v for k, v in found["settings"]["new"].items() if found["settings"]["old"].get(k, v) != v}

@@ -10,7 +10,7 @@ from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.report import rollouts
-from rl_think_ext.report.kinds import RLP, Kind, kind_of
+from rl_think_ext.report.kinds import RELATED, RLP, Kind, kind_of
 from rl_think_ext.report.text import bounded, number, plain
 
 Entry = Mapping[str, Any]
@@ -148,7 +148,7 @@ def _info(own: Path) -> Entry:
         return _json(own / "run.json")
     if (own / "settings.json").is_file():
         found = _json(own / "settings.json")
-        method = next((name for name in ("rlp", "rlmt") if name in found), "rlp")
+        method = next((name for name in ("rlp", "rlmt", "rlpt", *RELATED) if name in found), "rlp")
         return {"method": method, "settings": found.get(method), "fingerprint": found.get("fingerprint")}
     return {}
 

@@ -10,7 +10,7 @@ from typing import Any
 from rl_think_ext.methods.interval import Interval, mean_interval
 from rl_think_ext.report import samples
 from rl_think_ext.report.folder import Folder
-from rl_think_ext.report.kinds import RLMT, RLP, Kind
+from rl_think_ext.report.kinds import RLMT, RLP, RLPT, Kind
 from rl_think_ext.report.samples import Sample
 from rl_think_ext.report.text import number, plain
 
@@ -47,7 +47,9 @@ def measured(folder: Folder) -> Measured | None:
 
 
 def _remarked(found: Measured, folder: Folder) -> Measured:
-    """With RLMT's words where it is RLMT: what was scored, and whether a thought was shown."""
+    """With the words of RLMT and RLPT where it is one: what was scored, and whether a thought was shown."""
+    if folder.kind is RLPT:
+        return replace(found, remark="Verdicts; where there is none, none is counted", clusters="whole segments")
     if folder.kind is not RLMT:
         return found
     if not any(one.num_values or one.mean == one.mean for one in found.quantities.get("score", {}).values()):

@@ -10,7 +10,12 @@ from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlmt_alarms import RLMTAlarms
 from rl_think_ext.methods.rlp import RLPConfig
-from rl_think_ext.report import specs_rlmt, specs_rlp
+from rl_think_ext.methods.rlpr import RLPRConfig
+from rl_think_ext.methods.rlpt import RLPTConfig
+from rl_think_ext.methods.rlpt_alarms import RLPTAlarms
+from rl_think_ext.methods.rpt import RPTConfig
+from rl_think_ext.methods.verifree import VeriFreeConfig
+from rl_think_ext.report import specs_related, specs_rlmt, specs_rlp, specs_rlpt
 from rl_think_ext.report.specs import Spec
 from rl_think_ext.report.text import number, percent, signed
 
@@ -69,6 +74,10 @@ def _characters(value: float | None) -> str:
     return "–" if value is None or value != value else f"{value:,.0f}"
 
 
+def _decimals(value: float | None) -> str:
+    return "–" if value is None or value != value else f"{value:.2f}"
+
+
 RLP = Kind(
     "RLP",
     "rlp/",
@@ -112,8 +121,35 @@ RLMT = Kind(
     ),
     RLMTAlarms,
 )
+RLPT = Kind(
+    "RLPT",
+    "rlpt/",
+    RLPTConfig,
+    specs_rlpt.RLPT,
+    (
+        Quantity("right", "value", "Predictions that are right", "", percent, "share", texts="segments"),
+        Quantity("judged", "has_form", "Outputs with a prediction to judge", "", percent, "share", texts="segments"),
+        Quantity("covered", "covered", "Segments covered", "", _decimals, "length", False, "segments"),
+        Quantity(
+            "prediction_length",
+            "answer_length",
+            "Length of a prediction",
+            "characters",
+            _characters,
+            "length",
+            False,
+            "segments",
+        ),
+    ),
+    RLPTAlarms,
+)
 SFT = Kind("SFT", "", RLMTConfig, specs_rlmt.SFT)
 DPO = Kind("DPO", "", RLMTConfig, specs_rlmt.DPO)
+RELATED = {
+    "verifree": Kind("VeriFree", "verifree/", VeriFreeConfig, specs_related.answer("verifree")),
+    "rlpr": Kind("RLPR", "rlpr/", RLPRConfig, specs_related.answer("rlpr")),
+    "rpt": Kind("RPT", "rpt/", RPTConfig, specs_related.RPT),
+}
 
 
 def kind_of(info: Mapping[str, Any], names: Iterable[str]) -> Kind:
@@ -121,12 +157,15 @@ def kind_of(info: Mapping[str, Any], names: Iterable[str]) -> Kind:
     trainer, names = str(info.get("trainer") or ""), set(names)
     if "SFT" in trainer or "DPO" in trainer:
         return SFT if "SFT" in trainer else DPO
-    if info.get("method") in ("rlp", "rlmt"):
-        return RLP if info["method"] == "rlp" else RLMT
-    if any(name.startswith(RLP.prefix) for name in names):
-        return RLP
-    if any(name.startswith(RLMT.prefix) for name in names):
-        return RLMT
+    related = RELATED.get(str(info.get("method")))
+    if related is not None:
+        return related
+    own = {"rlp": RLP, "rlmt": RLMT, "rlpt": RLPT}
+    if info.get("method") in own:
+        return own[str(info["method"])]
+    for kind in own.values():
+        if any(name.startswith(kind.prefix) for name in names):
+            return kind
     if "rewards/margins" in names:
         return DPO
     return SFT if "mean_token_accuracy" in names else RLP

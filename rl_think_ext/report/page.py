@@ -8,7 +8,7 @@ from typing import Any
 
 from rl_think_ext.report import curves, facts, headline, pictures, samples, strip, text, thoughts, tiles
 from rl_think_ext.report.folder import Folder
-from rl_think_ext.report.kinds import RLMT, RLP
+from rl_think_ext.report.kinds import RLMT, RLP, RLPT
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Scorable samples from the end of a run that a colour strip may be made of.
@@ -112,6 +112,9 @@ def _lede(folder: Folder) -> str:
 def _judge(folder: Folder) -> str:
     """Who scores, where it is not the policy itself."""
     settings = folder.info.get("settings")
+    if folder.kind is RLPT and isinstance(settings, Mapping):
+        judge = "the rule" if settings.get("judge") == "rule" else settings.get("judge_model")
+        return f", predictions judged by {text.bounded(text.plain(judge), 90, 0)}" if judge else ""
     if folder.kind is not RLMT or not isinstance(settings, Mapping) or not settings.get("reward_model"):
         return ""
     return f", answers scored by {text.bounded(text.plain(settings['reward_model']), 90, 0)}"
@@ -141,5 +144,7 @@ def _thoughts(folder: Folder) -> list[thoughts.Pair]:
 
 
 def _unscored(folder: Folder) -> list[thoughts.Said]:
-    """RLMT's outputs that the reward model gave no score: what the form is missing is read off them."""
-    return thoughts.unscored(samples.last(folder, headline.LEAST_SAMPLES)) if folder.kind is RLMT else []
+    """Outputs that the reward model or the judge gave no score: what the form is missing is read off them."""
+    if folder.kind not in (RLMT, RLPT):
+        return []
+    return thoughts.unscored(samples.last(folder, headline.LEAST_SAMPLES))

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.interval import FEW
 from rl_think_ext.report.folder import Folder
-from rl_think_ext.report.kinds import RLMT
+from rl_think_ext.report.kinds import RLMT, RLPT
 from rl_think_ext.report.text import number
 
-_COLUMNS = ("step", "prompt", "completion", "rlp", "rlmt", "advantage")
-_OWN = ("rlp/", "rlmt/")
+_COLUMNS = ("step", "prompt", "completion", "rlp", "rlmt", "rlpt", "advantage")
+_OWN = ("rlp/", "rlmt/", "rlpt/")
 _OFFLINE = "id document position context target thought gain accuracy baseline_accuracy baseline unscorable".split()
 # Tables of one end of a run, at the most: rows of text are large.
 _MOST_TABLES, _MOST_ROWS = 50, 20_000
@@ -27,6 +27,8 @@ class Sample(NamedTuple):
 
     RLMT: `value` is the reward model's score, `text` the answer, or the whole output where none was taken out of it;
     `context` is the prompt. `paid` is the reward that the trainer was given.
+
+    RLPT: `value` is the verdict, 1 or 0, `answer` the prediction, `target` what the judge compared it with.
     """
 
     id: str
@@ -44,10 +46,11 @@ class Sample(NamedTuple):
     answer: str | None = None
     status: str | None = None
     paid: float | None = None
+    covered: float | None = None
 
     @property
     def has_form(self) -> float | None:
-        """1.0 where an output of RLMT has the right form, 0.0 where not."""
+        """1.0 where an output of RLMT or RLPT has the right form, 0.0 where not."""
         return None if self.status is None else float(self.status == "ok")
 
     @property
@@ -57,7 +60,7 @@ class Sample(NamedTuple):
 
     @property
     def answer_length(self) -> float | None:
-        """Characters of RLMT's answer, where there is one."""
+        """Characters of RLMT's answer or RLPT's prediction, where there is one."""
         return None if self.answer is None else float(len(self.answer))
 
     @property
@@ -70,10 +73,10 @@ class Sample(NamedTuple):
 def ends(folder: Folder, least: int) -> tuple[list[Sample], list[Sample]]:
     """The first and the last samples of a run, at least `least` scorable ones from each end where there are so many.
 
-    RLMT's are of at least FEW prompts, too: what a prompt can be worth differs more than what its outputs are worth.
-    The two never share a table; of a single table the first is empty.
+    RLMT's and RLPT's are of at least FEW prompts, too: what a prompt can be worth differs more than what its outputs
+    are worth. The two never share a table; of a single table the first is empty.
     """
-    half, texts = len(folder.tables) // 2, FEW if folder.kind is RLMT else 1
+    half, texts = len(folder.tables) // 2, FEW if folder.kind in (RLMT, RLPT) else 1
     return _take(folder.tables[:half], least, texts), _take(folder.tables[half:][::-1], least, texts)
 
 
@@ -102,7 +105,7 @@ def _take(tables: Iterable[tuple[int, Path]], least: int, texts: int = 1) -> lis
 
 
 def table(path: Path) -> list[Sample]:
-    """The samples of one completions table of TRL, of RLP or of RLMT as its columns say.
+    """The samples of one completions table of TRL, of RLP, RLMT or RLPT as its columns say.
 
     Raises:
         UserError: not a Parquet file, or no completions in it.
@@ -121,6 +124,8 @@ def table(path: Path) -> list[Sample]:
         raise UserError(f"{path} has no column `completion`; TRL writes it with `log_completions: true`")
     if "rlmt" in names or "rlmt/status" in names:
         return [_output(row) for row in rows]
+    if "rlpt" in names or "rlpt/status" in names:
+        return [_prediction(row) for row in rows]
     # With `frozen_gain: false` the column is there, and empty.
     frozen = any(number(row.get("rlp/frozen_gain")) is not None for row in rows)
     gain = "rlp/frozen_gain" if frozen else "rlp/gain" if "rlp/gain" in names else "rlp"
@@ -162,6 +167,24 @@ def _output(row: Mapping[str, Any]) -> Sample:
         answer=None if answer is None else str(answer),
         status=None if status is None else str(status),
         paid=number(row.get("rlmt")),
+    )
+
+
+def _prediction(row: Mapping[str, Any]) -> Sample:
+    """An output of RLPT; without tags its text stands for the prediction."""
+    prompt, prediction = _chat(row.get("prompt")), row.get("rlpt/prediction")
+    return Sample(
+        id=str(row.get("rlpt/id") or prompt),
+        context=prompt,
+        target=str(row.get("rlpt/reference") or ""),
+        text=_text(row.get("completion")) if prediction is None else str(prediction),
+        value=number(row.get("rlpt/score")),
+        reason=row.get("rlpt/unscorable"),
+        step=number(row.get("step")),
+        answer=None if prediction is None else str(prediction),
+        status=str(row.get("rlpt/status") or "unknown"),
+        paid=number(row.get("rlpt")),
+        covered=number(row.get("rlpt/covered")),
     )
 
 

@@ -1,6 +1,6 @@
 """Which metrics are drawn together, what each figure is called, and what to look for in it: what all methods share.
 
-A method's own figures stand in specs_rlp.py and specs_rlmt.py.
+A method's own figures stand in specs_rlp.py, specs_rlmt.py and specs_rlpt.py.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ REWARDS = Spec(
     (),
     "Means of the reward functions beside the method's own.",
     every=("rewards/", "/mean"),
-    without=("rewards/rlp/mean", "rewards/rlmt/mean"),
+    without=tuple(f"rewards/{name}/mean" for name in ("rlp", "rlmt", "rlpt", "verifree", "rlpr", "rpt")),
 )

@@ -17,7 +17,8 @@ _MOST = 6
 class Said:
     """An output, what it was worth (None: nobody knows) and when it was said.
 
-    RLMT's has a `status`; its thought, where it has one, stands apart from its `text`, the answer.
+    RLMT's and RLPT's have a `status`; a thought, where RLMT has one, stands apart from its `text`, the answer. With
+    `is_whole` nothing was taken out of the output, and the text is all of it.
     """
 
     when: str
@@ -29,6 +30,7 @@ class Said:
     status: str | None = None
     thought: str | None = None
     paid: float | None = None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def _said(when: str, sample: Sample) -> Said:
     said = Said(when, sample.text, sample.value, sample.reason, sample.context, sample.target)
     # Without an answer the text is the whole output, and the thought in it already.
     thought = None if sample.answer is None else sample.thought
-    return replace(said, status=sample.status, thought=thought, paid=sample.paid)
+    is_whole = sample.status is not None and sample.answer is None
+    return replace(said, status=sample.status, thought=thought, paid=sample.paid, is_whole=is_whole)
 
 
 def _by_id(samples: Sequence[Sample]) -> dict[str, list[Sample]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rl_think_ext.methods.interval import FEW, Interval
 from rl_think_ext.report.headline import Measured
-from rl_think_ext.report.kinds import RLMT, RLP, Quantity
+from rl_think_ext.report.kinds import RLMT, RLP, RLPT, Quantity
 from rl_think_ext.report.text import plain
 
 _OVERLAP = "The two 95 % intervals overlap, the difference can be chance"
@@ -47,7 +47,7 @@ class Tile:
 
 def tiles(found: Sequence[tuple[str, Measured]]) -> list[Tile]:
     """One tile for each quantity that at least one folder knows; labels tell two folders apart."""
-    made = (_tile(quantity, found) for quantity in (*RLP.quantities, *RLMT.quantities))
+    made = (_tile(quantity, found) for quantity in (*RLP.quantities, *RLMT.quantities, *RLPT.quantities))
     return [tile for tile in made if tile is not None]
 
 

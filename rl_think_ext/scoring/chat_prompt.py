@@ -63,7 +63,7 @@ def prompt_ids(
     else:
         check_template(tokenizer)
         given = dict(options or {})
-    ids = _templated(tokenizer, chat, where, given)
+    ids = templated_ids(tokenizer, chat, where, given)
     if not prefill:
         return ids
     tail = str(tokenizer.decode(ids[-len(OPEN_TAG) :], skip_special_tokens=False))
@@ -71,7 +71,12 @@ def prompt_ids(
     return ids if opened else [*ids, *tokenizer.encode(OPEN_TAG, add_special_tokens=False)]
 
 
-def _templated(tokenizer: Any, chat: Sequence[Message], where: str, options: Mapping[str, Any]) -> list[int]:
+def templated_ids(tokenizer: Any, chat: Sequence[Message], where: str, options: Mapping[str, Any]) -> list[int]:
+    """The ids of a chat in a template, up to where the answer begins.
+
+    Raises:
+        UserError: a template that refuses the chat, named with the row.
+    """
     from jinja2 import TemplateError
 
     try:

@@ -97,6 +97,28 @@ class Likelihood:
         index = {query: i for i, query in enumerate(unique)}
         return Scored(*out[:, [index[q] for q in queries]])
 
+    def with_gradient(self, queries: Sequence[Query]) -> Tensor:
+        """Log-probs of the whole targets, with their graph, for a loss: N queries -> [N] float32 on the device.
+
+        The model stays in the mode that it is in.
+
+        Raises:
+            ValueError: an empty prefix or target, naming the row.
+        """
+        check_queries(queries)
+        parts, order = [torch.zeros(0, device=self.device)], []
+        for rows in self._batches(queries):
+            batch = [queries[i] for i in rows]
+            ids, seen = _left_padded([q.prefix + q.target[:-1] for q in batch], self.pad_id)
+            labels, mask = _left_padded([q.target for q in batch], 0)
+            logits = self._logits(ids.to(self.device), seen.to(self.device), labels.shape[1])
+            logprob = masked_logprob(logits, labels.to(logits.device), mask.to(logits.device).bool())
+            assert isinstance(logprob, Tensor)
+            parts.append(logprob.sum(-1))
+            order += rows
+        place = {row: at for at, row in enumerate(order)}
+        return torch.cat(parts)[[place[row] for row in range(len(queries))]]
+
     def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         """Row numbers of each forward, longest first, so that the largest allocation comes first."""
         length = [len(q.prefix) + len(q.target) - 1 for q in queries]

@@ -7,7 +7,12 @@ from torch import Tensor
 
 from rl_think_ext.methods.groups import group_statistics
 from rl_think_ext.methods.rlpt import STATUSES, TASKS
+from rl_think_ext.scoring.judge import STATS
 from rl_think_ext.scoring.prediction import column
+
+# How the numbers that several judges say of a call become one; the others are counts, and are added.
+LARGEST = ("seconds", "latency_p95", "breaker_open", "cache_size")
+MEANS = ("latency_p50", "canary_wrong_accepted", "canary_right_accepted")
 
 
 def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
@@ -38,6 +43,24 @@ def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
     if group_size is None:
         return metrics | {"score": _mean(score)}
     return metrics | group_statistics(column(table, "score"), group_size)
+
+
+def judge_metrics(stats: Tensor) -> dict[str, float]:
+    """What the judges of a step's processes say of themselves, NaN where none of them knows: the same names always.
+
+    Args:
+        stats: [R, len(STATS)], the `stats` of each process's judge, NaN where one asked nothing.
+    """
+    found = {f"judge_{name}": _together(name, stats[:, i]) for i, name in enumerate(STATS)}
+    seen = found["judge_num_asked"] + found["judge_num_cached"]
+    return found | {"judge_cache_hits": found["judge_num_cached"] / seen if seen else float(torch.nan)}
+
+
+def _together(name: str, values: Tensor) -> float:
+    known = values[~values.isnan()]
+    if name in MEANS or not len(known):
+        return _mean(known)
+    return float(known.max() if name in LARGEST else known.sum())
 
 
 def _mean(values: Tensor) -> float:

@@ -6,14 +6,11 @@ outputs have been scored.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
-import torch
 from torch import Tensor
 
 from rl_think_ext.methods.groups import group_statistics
 from rl_think_ext.methods.rlmt import RLMTConfig, with_floor, without_noise
-from rl_think_ext.scoring.preference import FIELDS, column, preference_metrics
+from rl_think_ext.scoring.preference import column, preference_metrics
 
 
 def paid(table: Tensor, config: RLMTConfig, group_size: int | None = None, noise: float = 0.0) -> Tensor:
@@ -48,43 +45,3 @@ def step_metrics(
     metrics["unscorable"] = float(rewards[there].isnan().float().mean())
     metrics["score_noise"] = noise
     return metrics
-
-
-def in_groups(rows: Tensor, groups: Sequence[Hashable]) -> tuple[Tensor, list[int], int]:
-    """Rows put together by group, every group as large as the largest one; what is missing is a row of NaN.
-
-    Args:
-        rows: [N, len(FIELDS)].
-        groups: The name of each row's group.
-
-    Returns:
-        [G * size, len(FIELDS)]; the place of each of the N rows in it; size.
-    """
-    members: dict[Hashable, list[int]] = {}
-    for i, name in enumerate(groups):
-        members.setdefault(name, []).append(i)
-    size = max(map(len, members.values()), default=1)
-    table, places = rows.new_full((len(members) * size, len(FIELDS)), torch.nan), [0] * len(rows)
-    for number, group in enumerate(members.values()):
-        for j, i in enumerate(group):
-            places[i] = number * size + j
-    table[places] = rows
-    return table, places, size
-
-
-def one_score_each(rows: Tensor, shown: Sequence[Hashable]) -> Tensor:
-    """Rows in which equal outputs to one prompt have one score: processes that score alone differ a little (F47).
-
-    Args:
-        rows: [N, len(FIELDS)].
-        shown: What the reward model was shown of each row.
-    """
-    score, first = FIELDS.index("score"), dict[Hashable, Tensor]()
-    for row, key in zip(rows, shown, strict=True):
-        if not row[score].isnan():
-            first.setdefault(key, row[score])
-    found = rows.clone()
-    for i, key in enumerate(shown):
-        if key in first and rows[i, FIELDS.index("malformed")] == 0:
-            found[i, score] = first[key]
-    return found

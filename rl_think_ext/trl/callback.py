@@ -7,7 +7,6 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rl_think_ext.methods.alarms import Alarms
 from rl_think_ext.scoring.ema import WeightAverage, trainable_checksum
 from rl_think_ext.trl.record_callback import RecordCallback
 
@@ -21,7 +20,7 @@ class RLPCallback(RecordCallback):
     """Follows one reward through one trainer's run, and no longer than the reward serves that trainer."""
 
     def __init__(self, reward: InformationGain, trainer: Any) -> None:
-        super().__init__(trainer, reward.describe, Alarms(), "rlp/")
+        super().__init__(trainer, reward.describe, reward.alarms(), reward.prefix)
         self.reward = reward
         self._saved = 0
 
@@ -60,6 +59,8 @@ class RLPCallback(RecordCallback):
         for name, average in self._averages.items() if wanted and state.is_world_process_zero else ():
             average.save(folder, name)
             self._saved = state.global_step
+        if wanted and state.is_world_process_zero and self.reward.trainer is self._trainer:
+            self.reward.save_state(folder)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Keep on every rank the batch behind a log, and in the main process the log."""

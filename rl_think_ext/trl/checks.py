@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.template import CLOSE_TAG, TagIds
 
-# (setting, wanted, what happens otherwise)
-_REFUSED = (
+# Setting, wanted value, what happens otherwise.
+Line = tuple[str, Any, str]
+_REFUSED: tuple[Line, ...] = (
     ("scale_rewards", "none", "eq. 7 does not divide by a standard deviation"),
     ("loss_type", "grpo", "eq. 8 is a mean over the tokens of a thought, then over thoughts"),
     ("importance_sampling_level", "token", "eq. 8 has one ratio per token"),
     ("multi_objective_aggregation", "sum_then_normalize", "the other way divides by a standard deviation"),
     ("remove_unused_columns", False, "the columns context and target would not reach the reward"),
 )
-_WARNED = (
+_WARNED: tuple[Line, ...] = (
     ("beta", 0.0, "eq. 8 has no KL term"),
     ("delta", None, "eq. 8 is not clipped from above"),
     ("top_entropy_quantile", 1.0, "eq. 8 takes every token of a thought"),
@@ -33,19 +35,34 @@ def check_settings(args: Any) -> list[str]:
     Raises:
         UserError: naming the setting, the value that is needed and the reason.
     """
-    for name, wanted, reason in _REFUSED:
-        if getattr(args, name) != wanted:
-            raise UserError(f"{name}: {getattr(args, name)!r} is not RLP: {reason}. Say `{name}: {_yaml(wanted)}`.")
+    refuse(args, "RLP", _REFUSED)
     if args.num_generations < 2:
         raise UserError("num_generations is at least 2: a thought is compared with others on the same context.")
     if args.bf16 and str(args.device).startswith("cpu"):
         raise UserError("bf16 on a CPU (TRL's default) rounds the rewards away: say `bf16: false`.")
-    found = [
-        f"{name}: {getattr(args, name)!r} differs from RLP: {reason} (`{name}: {_yaml(wanted)}`)"
-        for name, wanted, reason in _WARNED
+    return differing(args, "RLP", _WARNED) + _vllm(args) + schedule(args)
+
+
+def refuse(args: Any, method: str, table: Sequence[Line]) -> None:
+    """Refuse a GRPOConfig in which a setting has not the value of the table.
+
+    Raises:
+        UserError: naming the setting, the value that is needed and the reason.
+    """
+    for name, wanted, reason in table:
+        if getattr(args, name) != wanted:
+            raise UserError(
+                f"{name}: {getattr(args, name)!r} is not {method}: {reason}. Say `{name}: {_yaml(wanted)}`."
+            )
+
+
+def differing(args: Any, method: str, table: Sequence[Line]) -> list[str]:
+    """A warning for each setting that has not the value of the table."""
+    return [
+        f"{name}: {getattr(args, name)!r} differs from {method}: {reason} (`{name}: {_yaml(wanted)}`)"
+        for name, wanted, reason in table
         if getattr(args, name) != wanted
     ]
-    return found + _vllm(args) + schedule(args)
 
 
 def _vllm(args: Any) -> list[str]:

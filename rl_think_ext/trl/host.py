@@ -23,6 +23,7 @@ _METHODS = (
     "_calculate_rewards",
     "_generate_single_turn",
     "_generate_and_score_completions",
+    "_compute_loss",
     "_load_from_checkpoint",
     "_log_metric",
 )

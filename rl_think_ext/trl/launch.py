@@ -6,7 +6,7 @@ import dataclasses
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,20 +19,27 @@ from rl_think_ext.scoring.ema import is_whole
 from rl_think_ext.scoring.load import explain
 
 
-def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -> Path | None:
+def train(config: dict[str, Any], rest: list[str], method: Any, where: str) -> Path | None:
     """Build TRL's arguments and the trainer, and train; the run's folder in the main process, None in the others.
 
+    `method` is RLPConfig, or the settings of a method that is paid by the same scorer (VeriFree, RLPR).
+
     Raises:
-        UserError: an unknown key, a dataset or model that cannot be loaded, settings that are not RLP.
+        UserError: an unknown key, a dataset or model that cannot be loaded, settings that are not the method's.
     """
     from trl.scripts.grpo import GRPOScriptArguments
 
     from rl_think_ext.trl.rows import load_rows
     from rl_think_ext.trl.trainer import ThinkGRPOConfig, ThinkGRPOTrainer
 
-    given = arguments_of(GRPOScriptArguments, ThinkGRPOConfig, config, rest, where)
+    own, kind, rlp = [], ThinkGRPOConfig, method
+    if not isinstance(method, RLPConfig):
+        from rl_think_ext.trl.answer_reward import REWARDS
+
+        own, kind, rlp = [REWARDS[type(method)](method)], REWARDS[type(method)].arguments, None
+    given = arguments_of(GRPOScriptArguments, kind, config, rest, where)
     script, args, model = given.script, given.args, given.model
-    checkpoint = checkpoint_of(args, rlp.averages)
+    checkpoint = checkpoint_of(args, (rlp or method.scoring).averages)
     writable(args.output_dir)
     splits = load_rows(script.dataset_name, script.dataset_config, script.dataset_streaming)
     try:
@@ -40,7 +47,7 @@ def train(config: dict[str, Any], rest: list[str], rlp: RLPConfig, where: str) -
             model.model_name_or_path,
             args,
             rlp=rlp,
-            reward_funcs=rewards_of(script.reward_funcs or []),
+            reward_funcs=[*own, *rewards_of(script.reward_funcs or [])],
             train_dataset=split_of(splits, script.dataset_train_split, script.dataset_name),
             eval_dataset=split_of(splits, script.dataset_test_split, script.dataset_name) if evaluates(args) else None,
             **given.model_options,
@@ -108,6 +115,20 @@ def finish(trainer: Any, checkpoint: str | None) -> Path | None:
     return Path(args.output_dir) if trainer.accelerator.is_main_process else None
 
 
+def data_of(given: Arguments, *, required: Sequence[str], built_by: str = "rl-think data rlp") -> tuple[Any, Any]:
+    """The rows of training, and those of evaluation, None where the run wants none.
+
+    Raises:
+        UserError: nothing there, or a column or a split that is missing.
+    """
+    from rl_think_ext.trl.rows import load_rows
+
+    script, name = given.script, given.script.dataset_name
+    splits = load_rows(name, script.dataset_config, script.dataset_streaming, required=required, built_by=built_by)
+    held_out = split_of(splits, script.dataset_test_split, name) if evaluates(given.args) else None
+    return split_of(splits, script.dataset_train_split, name), held_out
+
+
 def evaluates(args: Any) -> bool:
     """Whether a run wants its test split."""
     return str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
@@ -160,6 +181,10 @@ def writable(folder: str) -> None:
         raise UserError(f"output_dir: cannot write to {folder}: {error.strerror}; choose another one") from error
 
 
+# Named by whoever trains with them under the stock command, too: here they are there already.
+_OWN = tuple(f"rl_think_ext.trl.{name}" for name in ("rlp", "rlmt", "rlpt", "rpt", "verifree", "rlpr"))
+
+
 def rewards_of(names: list[str] | str) -> list[Any]:
     """Further rewards, by TRL's own names or dotted path; the method's own is always there.
 
@@ -173,7 +198,7 @@ def rewards_of(names: list[str] | str) -> list[Any]:
         sys.path.insert(0, os.getcwd())
     found = []
     for name in [names] if isinstance(names, str) else names:
-        if name in ("rl_think_ext.trl.rlp", "rl_think_ext.trl.rlmt"):
+        if name in _OWN:
             continue
         module, _, attribute = name.rpartition(".")
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
 from rl_think_ext.run_record import Record
+
+if TYPE_CHECKING:
+    from rl_think_ext.trl.step_reward import StepReward
 
 logger = logging.getLogger(__name__)
 
@@ -55,3 +58,25 @@ class RecordCallback(TrainerCallback):
         for text in self._alarms(metrics) if self._alarms else ():
             logger.warning("step %d: %s", state.global_step, text)
             self.record.append("alarms.jsonl", {"step": state.global_step, "alarm": text})
+
+
+class RewardCallback(RecordCallback):
+    """Follows one reward through one trainer's run: its record and its alarms."""
+
+    def __init__(self, reward: StepReward, trainer: Any) -> None:
+        super().__init__(trainer, reward.describe, type(reward).alarms(), f"{reward.__name__}/")
+        self.reward = reward
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A run starts anew, and only for the trainer that the reward serves now."""
+        if self.reward.trainer is self._trainer:
+            self.reward.restart()
+            self.begin_record(state)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Keep on every rank the batch behind a log of training, and in the main process the log."""
+        if logs and self._began and args.log_completions and f"{self.reward.__name__}/score" in logs:
+            table = self.reward.rollouts(state.global_step)
+            if table is not None:
+                self.record.keep(state.global_step, table)
+        super().on_log(args, state, control, logs, **kwargs)

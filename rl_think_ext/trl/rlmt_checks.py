@@ -8,7 +8,7 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.scoring.chat_prompt import PROBE, chat_prompt, check_end_of_turn, check_thought
 from rl_think_ext.template import OPEN_TAG
-from rl_think_ext.trl import checks, host
+from rl_think_ext.trl import checks, host, step_checks
 
 
 def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
@@ -20,16 +20,10 @@ def check_run(trainer: Any, config: RLMTConfig, tokenizer: Any) -> bool:
     args = trainer.args
     if not config.reward_model:
         raise UserError("rlmt: `reward_model:` names no model: a folder or a hub name of a reward model")
-    if args.num_generations < 2:
-        raise UserError("num_generations is at least 2: an answer is compared with others to the same prompt.")
-    if args.multi_objective_aggregation == "normalize_then_sum" and len(trainer.reward_funcs) > 1:
-        raise UserError(
-            "multi_objective_aggregation: normalize_then_sum counts a missing score as an average one. Say "
-            "`multi_objective_aggregation: sum_then_normalize`."
-        )
+    step_checks.check_groups(trainer, "an answer")
     _check_rewards(trainer)
     _check_stop(trainer, config)
-    checks.warn_all(_vllm(args) + checks.schedule(args))
+    checks.warn_all(step_checks.dropped_outputs(args) + checks.schedule(args))
     messages = _first_chat(trainer.train_dataset)
     if config.style in ("response", "response-only"):
         return False
@@ -54,18 +48,12 @@ def _first_chat(rows: Any) -> Any:
 
 
 def _check_rewards(trainer: Any) -> None:
-    """A stock trainer takes a missing score for 0 beside other rewards; our own terms are missing with it."""
+    """Our own terms are missing with the score, and read what it scored."""
     from rl_think_ext.trl.rlmt_reward import PreferenceScore, ShapingTerm
 
-    own = [isinstance(reward, PreferenceScore | ShapingTerm) for reward in trainer.reward_funcs]
-    if not all(own) and not getattr(trainer, "forms_advantage", False):
-        raise UserError(
-            "beside other rewards the stock trainer counts an answer without a score as a score of 0: use `rl-think "
-            "train` (RLMTTrainer), or rl_think_ext.trl.rlmt and its own terms (rlmt_format, …) alone."
-        )
-    scores = [isinstance(reward, PreferenceScore) for reward in trainer.reward_funcs]
-    if scores[0] is False or sum(scores) > 1:
-        raise UserError("reward_funcs: rl_think_ext.trl.rlmt stands first, and once: its terms read what it scored")
+    step_checks.check_others(
+        trainer, PreferenceScore, "rlmt", "an answer", own=(ShapingTerm,), terms=" and its own terms"
+    )
 
 
 def _check_stop(trainer: Any, config: RLMTConfig) -> None:
@@ -90,15 +78,3 @@ def _check_stop(trainer: Any, config: RLMTConfig) -> None:
         raise UserError(
             f"the stock trainer cannot stop at {config.stop} without vLLM: use `rl-think train`, or `use_vllm: true`."
         )
-
-
-def _vllm(args: Any) -> list[str]:
-    if not args.use_vllm or not args.vllm_importance_sampling_correction:
-        return []
-    mode = args.vllm_importance_sampling_mode
-    if not mode.startswith("sequence"):
-        return []
-    return [
-        f"vllm_importance_sampling_correction is on ({mode}): it drops whole long outputs. Say "
-        "`vllm_importance_sampling_mode: token_truncate`, or `vllm_importance_sampling_correction: false`."
-    ]

@@ -13,14 +13,12 @@ from rl_think_ext.trl.launch import (
     Arguments,
     arguments_of,
     checkpoint_of,
-    evaluates,
+    data_of,
     finish,
     rewards_of,
-    split_of,
     writable,
 )
 from rl_think_ext.trl.record_callback import RecordCallback
-from rl_think_ext.trl.rows import load_rows
 
 Kind = Literal["sft", "dpo", "grpo"]
 COLUMNS = {"grpo": ("prompt",), "sft": ("prompt", "answer"), "dpo": ("prompt", "chosen", "rejected")}
@@ -41,15 +39,7 @@ def train(config: dict[str, Any], rest: list[str], kind: Kind, rlmt: RLMTConfig,
         )
     checkpoint = checkpoint_of(args)
     writable(args.output_dir)
-    splits = load_rows(
-        name,
-        given.script.dataset_config,
-        given.script.dataset_streaming,
-        required=COLUMNS[kind],
-        built_by=BUILT_BY[kind],
-    )
-    rows = split_of(splits, given.script.dataset_train_split, name)
-    held_out = split_of(splits, given.script.dataset_test_split, name) if evaluates(args) else None
+    rows, held_out = data_of(given, required=COLUMNS[kind], built_by=BUILT_BY[kind])
     try:
         trainer = {"grpo": _grpo, "sft": _sft, "dpo": _dpo}[kind](given, rlmt, rows, held_out)
     except OSError as error:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.messages import messages_of
 from rl_think_ext.methods.rlmt import RLMTConfig
-from rl_think_ext.scoring import outputs
+from rl_think_ext.methods.rlmt_alarms import RLMTAlarms
 from rl_think_ext.scoring.preference import Output, Preferences, PreferenceScorer
 from rl_think_ext.scoring.preference_step import paid, step_metrics
 from rl_think_ext.scoring.reward_model import load_reward_model
 from rl_think_ext.trl import host, rlmt_checks
-from rl_think_ext.trl.announce import announce, describe
-from rl_think_ext.trl.rlmt_callback import RLMTCallback
+from rl_think_ext.trl.step_reward import TIME_SHARE, StepReward, token_lengths
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
 
-PREFIX = "rlmt/"
-# The trainer's processes give up waiting for one another after `ddp_timeout`: scores have to be there well before.
-TIME_SHARE = 0.45
 
-
-class PreferenceScore:
+class PreferenceScore(StepReward):
     """A reward model's score of the answer (RLMT, arXiv 2509.20357) as a TRL reward function.
 
     Dataset columns: `prompt`, a chat; or `prompt` as text for a raw base model and the chat in `messages`. An output
@@ -43,100 +36,45 @@ class PreferenceScore:
     """
 
     __name__ = "rlmt"
-
-    def __init__(self, config: RLMTConfig | None = None) -> None:
-        self.given = config
-        self.dataset_name: str | None = None
-        self._trainer: GRPOTrainer | None = None
-        self.scorer: PreferenceScorer | None = None
-        self.restart()
-
-    def __reduce__(self) -> Any:
-        # Weights and connections stay behind; the other process makes its own at the first call (F10).
-        return type(self), (self.given,)
+    settings_kind = RLMTConfig
+    alarms = RLMTAlarms
+    unit = "answer"
+    scorer: PreferenceScorer
 
     def restart(self) -> None:
         """Forget the last batch and the counts, as a new run does."""
+        super().restart()
         self.last: Preferences | None = None
-        self.paid: list[float | None] = []
-        self._failed, self._finished = 0, time.monotonic()
 
-    @property
-    def trainer(self) -> GRPOTrainer:
-        """The trainer this reward is bound to."""
-        assert self._trainer is not None, "bind() comes first"
-        return self._trainer
-
-    def describe(self) -> dict[str, Any]:
-        """What run.json says about the run."""
-        return describe(self.trainer, "rlmt", self.config, self.source, self.dataset_name)
-
-    def bind(self, trainer: GRPOTrainer, config: RLMTConfig | None = None) -> None:
-        """Tie the reward to a trainer, and check that the two make RLMT; once for each trainer."""
-        if self._trainer is trainer:
+    def prepare(self, trainer: GRPOTrainer | None) -> None:
+        """Check a trainer, and load the reward model for it; without one, for a process of its own."""
+        if trainer is None:
+            self._prefilled, self.scorer = False, PreferenceScorer(self.config, load_reward_model(self.config))
             return
-        host.check_host()
-        self.config, self.source = (config, "given in code") if config else self._resolve()
         tokenizer = host.tokenizer_of(trainer)
         self._prefilled = rlmt_checks.check_run(trainer, self.config, tokenizer)
-        self._read = outputs.reader(tokenizer, trainer.eos_token_ids, trainer.max_completion_length)
-        self.scorer = PreferenceScorer(
+        model = load_reward_model(
             self.config,
-            load_reward_model(
-                self.config,
-                world_size=trainer.accelerator.num_processes,
-                device=trainer.accelerator.device,
-                time_limit=TIME_SHARE * trainer.args.ddp_timeout,
-            ),
-            lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]],
+            world_size=trainer.accelerator.num_processes,
+            device=trainer.accelerator.device,
+            time_limit=TIME_SHARE * trainer.args.ddp_timeout,
         )
-        # Only now: a trainer whose reward model could not be loaded is not bound.
-        self._trainer = trainer
-        self.restart()
-        callbacks = trainer.callback_handler.callbacks
-        if not any(isinstance(callback, RLMTCallback) and callback.reward is self for callback in callbacks):
-            callback = RLMTCallback(self, trainer)
-            trainer.add_callback(callback)
-            if trainer.is_in_train:
-                callback.begin_record(trainer.state)
-        announce(trainer, "rlmt", self.config, self.source)
+        self.scorer = PreferenceScorer(self.config, model, token_lengths(tokenizer))
 
-    def __call__(
-        self,
-        prompts: Sequence[Any],
-        completions: Sequence[Any],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        log_extra: Any = None,
-        log_metric: Any = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """One reward per completion, None where there is none; see the class."""
-        if not prompts:
-            return []
-        if log_metric is not None or self._trainer is not None:
-            self.bind(self.trainer if log_metric is None else host.trainer_of(log_metric))
-        started = time.monotonic()
+    def rewards(self, prompts: Sequence[Any], said: Sequence[Output], columns: Mapping[str, Any]) -> torch.Tensor:
+        """What every sample of all ranks is paid, [B], NaN where nothing is."""
         chats = [self._chat(prompt, columns, i) for i, prompt in enumerate(prompts)]
-        self.last = self._scored(chats, self._outputs(completions, completion_ids))
-        table, noise = self._gather(self.last)
-        rewards = self._rewards(table, noise)
-        mine = len(prompts) * self._rank
-        self.paid = [None if value != value else value for value in rewards[mine : mine + len(prompts)].tolist()]
-        self._count_failures(rewards)
-        if log_metric is not None:
-            self._log_metrics(log_metric, table, rewards, noise, started)
-        # The trainer gathers these columns over all ranks at every step, wanted or not.
-        if log_extra is not None and self.trainer.log_completions:
-            self._log_columns(log_extra)
-        return list(self.paid)
+        self.last = self.scorer(chats, said, prefilled=self._prefilled)
+        noise = torch.tensor([self.last.stats.get("noise", torch.nan)]).nan_to_num(nan=0.0)
+        # The largest noise that a rank measured is everybody's.
+        self._table, self._noise = self.gather(self.last.table), float(self.gather(noise).max())
+        return self._rewards(self._table, self._noise)
 
-    def _resolve(self) -> tuple[RLMTConfig, str]:
-        if self.given is not None:
-            return self.given, "given in code"
-        mapping, where = settings.from_environment("rlmt")
-        return settings.build(RLMTConfig, mapping, where), where
+    def reasons(self) -> list[str]:
+        """Why samples of this rank's last batch have no score."""
+        return [score.reason for score in self.last.scores if score.reason] if self.last else []
 
-    def _chat(self, prompt: Any, columns: dict[str, Any], i: int) -> list[dict[str, str]]:
+    def _chat(self, prompt: Any, columns: Mapping[str, Any], i: int) -> list[dict[str, str]]:
         """The raw chat of a row: `messages` where the prompt is the text of a frame around it."""
         ids = columns.get("id")
         where = f"row {ids[i]}" if isinstance(ids, list) and ids[i] is not None else f"row {i} of the batch"
@@ -150,75 +88,28 @@ class PreferenceScore:
             )
         return messages_of(chats[i], f"{where}, column `messages`")
 
-    def _outputs(self, completions: Sequence[Any], ids: Sequence[Sequence[int]] | None) -> list[Output]:
-        if self._trainer is None or ids is None:
-            return outputs.texts_of(completions)
-        return [self._read(completion) for completion in ids]
-
-    def _scored(self, chats: Sequence[Sequence[dict[str, str]]], said: Sequence[Output]) -> Preferences:
-        if self.scorer is None:
-            self.config, self.source = self._resolve()
-            self._prefilled = False
-            self.scorer = PreferenceScorer(self.config, load_reward_model(self.config))
-        return self.scorer(chats, said, prefilled=self._prefilled)
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.accelerator.process_index if self._trainer else 0
-
-    def _gather(self, found: Preferences) -> tuple[torch.Tensor, float]:
-        """All ranks' samples in the order in which TRL forms groups, and the largest noise that a rank measured."""
-        noise = torch.tensor([found.stats.get("noise", torch.nan)]).nan_to_num(nan=0.0)
-        if self._trainer is None:
-            return found.table, float(noise)
-        accelerator = self.trainer.accelerator
-        table = accelerator.gather(found.table.to(accelerator.device)).cpu()
-        return table, float(accelerator.gather(noise.to(accelerator.device)).max())
-
-    def _group_size(self) -> int:
-        trainer = self.trainer
-        return int(trainer.num_generations if trainer.model.training else trainer.num_generations_eval)
-
     def _rewards(self, table: torch.Tensor, noise: float) -> torch.Tensor:
-        """What every sample of all ranks is paid, [B], NaN where nothing is."""
-        return paid(table, self.config, None if self._trainer is None else self._group_size(), noise)
+        return paid(table, self.config, self.group_size(), noise)
 
-    def _count_failures(self, rewards: torch.Tensor) -> None:
-        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is.
-
-        An evaluation may come in batches of one output, of which several without the form are no failure of anything.
-        """
+    def metrics(self, rewards: torch.Tensor) -> dict[str, float]:
+        """Form, lengths, scores and what was paid, over all ranks; the reward model's part of this one."""
         assert self.last is not None
-        if self._trainer is not None and not self.trainer.model.training:
-            return
-        self._failed = self._failed + 1 if bool(rewards.isnan().all()) else 0
-        if self._failed >= self.config.max_failed_steps:
-            found = sorted({score.reason for score in self.last.scores if score.reason}) or ["other ranks' samples"]
-            raise UserError(f"no answer was scored in {self._failed} steps in a row: {'; '.join(found[:5])}")
-
-    def _log_metrics(
-        self, log_metric: Any, table: torch.Tensor, rewards: torch.Tensor, noise: float, started: float
-    ) -> None:
-        assert self.last is not None
-        size, now = self._group_size(), time.monotonic()
-        metrics = step_metrics(table, rewards, self.config, size, noise)
-        metrics["scoring_seconds"] = now - started
-        metrics["scoring_share"] = (now - started) / max(now - self._finished, 1e-9)
-        self._finished = now
-        stats = self.last.stats
+        metrics = step_metrics(self._table, rewards, self.config, self.group_size(), self._noise)
         for name in ("seconds", "num_asked", "num_cached"):
-            metrics[f"reward_model_{name}"] = float(stats.get(name, 0.0))
-        for name, value in metrics.items():
-            log_metric(PREFIX + name, value)
+            metrics[f"reward_model_{name}"] = float(self.last.stats.get(name, 0.0))
+        return metrics
 
-    def _log_columns(self, log_extra: Any) -> None:
+    def columns(self) -> dict[str, list[Any]]:
+        """The parts of this rank's outputs, and their scores."""
         assert self.last is not None
         parts, scores = self.last.parts, self.last.scores
-        log_extra(PREFIX + "thought", [part.thought for part in parts])
-        log_extra(PREFIX + "answer", [part.answer for part in parts])
-        log_extra(PREFIX + "status", [part.status for part in parts])
-        log_extra(PREFIX + "score", [score.value for score in scores])
-        log_extra(PREFIX + "unscorable", [score.reason for score in scores])
+        return {
+            "thought": [part.thought for part in parts],
+            "answer": [part.answer for part in parts],
+            "status": [part.status for part in parts],
+            "score": [score.value for score in scores],
+            "unscorable": [score.reason for score in scores],
+        }
 
 
 class ShapingTerm:

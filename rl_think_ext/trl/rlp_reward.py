@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from rl_think_ext import settings
 from rl_think_ext.data.reader import Reader
 from rl_think_ext.errors import UserError
-from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.methods.alarms import Alarms
+from rl_think_ext.methods.rlp import RLPConfig, group_advantage
+from rl_think_ext.run_record import SCORES
 from rl_think_ext.scoring.ema import WeightAverage, refuse_sharded, trainable_checksum
 from rl_think_ext.scoring.gain import REASONS, Gains, GainScorer, Rollout, gain_metrics
 from rl_think_ext.scoring.likelihood import Likelihood
@@ -25,8 +27,6 @@ from rl_think_ext.trl.rows import check_lengths, rows_of
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
-
-PREFIX = "rlp/"
 
 
 class InformationGain:
@@ -44,8 +44,12 @@ class InformationGain:
     """
 
     __name__ = "rlp"
+    # What a method that is paid by the same scorer has of its own; a subclass of RLP itself leaves them alone.
+    method: ClassVar[str] = "rlp"
+    kind: ClassVar[type[Any]] = RLPConfig
+    columns: ClassVar[Mapping[str, str]] = {name: name for name in SCORES}
 
-    def __init__(self, config: RLPConfig | None = None) -> None:
+    def __init__(self, config: Any = None) -> None:
         self._given = config
         self._trainer: GRPOTrainer | None = None
         self.resume_from: str | None = None
@@ -61,9 +65,59 @@ class InformationGain:
         return type(self).reward is InformationGain.reward
 
     @property
-    def given(self) -> RLPConfig | None:
+    def given(self) -> Any:
         """The settings that were given in code, if any."""
         return self._given
+
+    @property
+    def prefix(self) -> str:
+        """What the names of this method's metrics begin with."""
+        return f"{self.method}/"
+
+    def scoring(self, given: Any) -> RLPConfig:
+        """What reader and scorer go by, out of the method's settings."""
+        return given
+
+    def check_settings(self, args: Any) -> list[str]:
+        """The warnings for a GRPOConfig; what makes it another method raises."""
+        return checks.check_settings(args)
+
+    def check_trainer(self, trainer: GRPOTrainer) -> None:
+        """What a method looks at beside the settings before it is tied to a trainer; the reader is there."""
+
+    def alarms(self) -> Callable[[Mapping[str, float | None]], list[str]]:
+        """What watches this method's metrics."""
+        return Alarms()
+
+    def make_scorer(self, *parts: Any) -> GainScorer:
+        """The scorer out of likelihood, tags, baseline, frozen start and positions."""
+        return GainScorer(self.config, *parts)
+
+    def metrics(self, gains: Gains, group_size: int) -> dict[str, float]:
+        """What a step says about itself."""
+        return gain_metrics(gains, group_size)
+
+    def settle(self) -> None:
+        """Called once per call, when `last` holds the samples of all processes and before any is paid."""
+
+    def advantage(self, rewards: torch.Tensor, group_size: int, noise: float) -> torch.Tensor:
+        """What ThinkGRPOTrainer trains with: [B] rewards, NaN for an unscorable one, to [B]."""
+        return group_advantage(rewards, group_size, noise)
+
+    @property
+    def adds_loss(self) -> bool:
+        """Whether the method has a loss of its own beside TRL's, which only ThinkGRPOTrainer can add."""
+        return False
+
+    def added_loss(self, rows: Sequence[int]) -> torch.Tensor:
+        """That loss over some rows of the last training batch, in TRL's scale before gradient accumulation."""
+        raise NotImplementedError
+
+    def save_state(self, folder: Path) -> None:
+        """Write what a resumed run needs beside the averages, into the checkpoint's `rl_think`."""
+
+    def load_state(self, folder: Path) -> None:
+        """Read it again."""
 
     def __reduce__(self) -> Any:
         raise UserError(
@@ -71,7 +125,7 @@ class InformationGain:
             "it; use GRPOTrainer (trl grpo) or ThinkGRPOTrainer (rl-think train)."
         )
 
-    def bind(self, trainer: GRPOTrainer, config: RLPConfig | None = None) -> None:
+    def bind(self, trainer: GRPOTrainer, config: Any = None) -> None:
         """Tie the reward to a trainer and check that the two make RLP; a second call with the same one does nothing.
 
         `config` holds for this trainer alone; without it the reward's own settings or RL_THINK_CONFIG do.
@@ -79,15 +133,19 @@ class InformationGain:
         if self._trainer is trainer:
             return
         host.check_host()
-        self.config, self.source = (config, "given in code") if config else self._resolve()
+        self.settings, self.source = (config, "given in code") if config else self._resolve()
+        if not isinstance(self.settings, self.kind):
+            raise UserError(f"the reward {self.__name__} takes {self.kind.__name__}, not {type(config).__name__}")
+        self.config = self.scoring(self.settings)
         tokenizer = host.tokenizer_of(trainer)
         self.tags = TagIds.of(tokenizer)
         self.reader = Reader(tokenizer, self.config, self.tags)
-        checks.warn_all(checks.check_settings(trainer.args))
+        checks.warn_all(self.check_settings(trainer.args))
         checks.check_stop(trainer, self.tags)
         checks.check_rewards(trainer)
         positions = max_positions(trainer.model)
         check_lengths(trainer.train_dataset, self.reader, positions, trainer.max_completion_length)
+        self.check_trainer(trainer)
         # Nothing of an earlier trainer stays: the ready object may serve several in one process.
         self._trainer, self._tokenizer = trainer, tokenizer
         self.restart()
@@ -97,7 +155,7 @@ class InformationGain:
             trainer.add_callback(callback)
             if trainer.is_in_train:
                 callback.begin_record(trainer.state)
-        announce(trainer, "rlp", self.config, self.source)
+        announce(trainer, self.method, self.settings, self.source)
 
     def restart(self) -> None:
         """Forget averages and counts: the next batch begins them anew, or takes them up from the checkpoint."""
@@ -131,6 +189,7 @@ class InformationGain:
         if self.trainer.model.training:
             self.batch = (kept, rollouts, gains)
         self._count_failures()
+        self.settle()
         if log_metric is not None:
             self._log_metrics(log_metric, started)
         # The trainer gathers these columns over all ranks at every step, wanted or not.
@@ -140,7 +199,7 @@ class InformationGain:
 
     def describe(self) -> dict[str, Any]:
         """What run.json says about the run."""
-        return describe(self.trainer, "rlp", self.config, self.source, self.dataset_name)
+        return describe(self.trainer, self.method, self.settings, self.source, self.dataset_name)
 
     @property
     def trainer(self) -> GRPOTrainer:
@@ -148,11 +207,11 @@ class InformationGain:
         assert self._trainer is not None, "bind() comes first"
         return self._trainer
 
-    def _resolve(self) -> tuple[RLPConfig, str]:
+    def _resolve(self) -> tuple[Any, str]:
         if self._given is not None:
             return self._given, "given in code"
-        mapping, where = settings.from_environment("rlp")
-        return settings.build(RLPConfig, mapping, where), where
+        mapping, where = settings.from_environment(self.method)
+        return settings.build(self.kind, mapping, where), where
 
     def _start(self) -> GainScorer:
         """On the first batch: take the averages' start from the policy (eq. 6), or from the checkpoint."""
@@ -170,8 +229,7 @@ class InformationGain:
             autocast=trainer.accelerator.autocast,
             device=trainer.accelerator.device,
         )
-        self.scorer = GainScorer(
-            config,
+        self.scorer = self.make_scorer(
             likelihood,
             self.tags,
             self.averages[baseline].swapped_in if baseline else None,
@@ -188,6 +246,7 @@ class InformationGain:
         folder = folder or Path(args.output_dir) / f"checkpoint-{step}"
         for name, average in self.averages.items():
             average.load(folder / "rl_think", name)
+        self.load_state(folder / "rl_think")
 
     def _rollouts(
         self, rows: Sequence[tuple[dict[str, Any], str]], completion_ids: Sequence[Sequence[int]]
@@ -218,7 +277,7 @@ class InformationGain:
         assert self.last is not None
         training = self.trainer.model.training
         size = self.trainer.num_generations if training else self.trainer.num_generations_eval
-        metrics = gain_metrics(self.last, size)
+        metrics = self.metrics(self.last, size)
         now = time.monotonic()
         metrics["scoring_share"] = (now - started) / max(now - self._finished, 1e-9)
         metrics["scoring_seconds"] = now - started
@@ -232,11 +291,12 @@ class InformationGain:
                 "ema_updates": float(ema.updates),
             }
         for name, value in metrics.items():
-            log_metric(PREFIX + name, value)
+            log_metric(self.prefix + name, value)
 
     def _log_columns(self, log_extra: Any, rows: Sequence[dict[str, Any]], gains: Gains) -> None:
         for name in ("id", "context", "target"):
-            log_extra(PREFIX + name, [row.get(name) for row in rows])
-        for name in ("gain", "reasoned", "baseline", "frozen", "frozen_gain", "accuracy", "baseline_accuracy"):
-            log_extra(PREFIX + name, [None if value != value else value for value in gains.column(name).tolist()])
-        log_extra(PREFIX + "unscorable", [score.reason for score in gains.scores()])
+            log_extra(self.prefix + name, [row.get(name) for row in rows])
+        for name, field in self.columns.items():
+            values = gains.column(field).tolist()
+            log_extra(self.prefix + name, [None if value != value else value for value in values])
+        log_extra(self.prefix + "unscorable", [score.reason for score in gains.scores()])

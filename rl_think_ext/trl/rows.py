@@ -68,7 +68,8 @@ def check_lengths(rows: Any, reader: Reader, positions: int | None, completion: 
             continue
         prompt = len(reader.prompt(row, reader.context(row, where), where))
         # The closing tag of a thought that was cut off, and the targets that are read (the last is not).
-        extra = len(reader.tags.close) + reader.config.num_target_tokens - 1
+        targets = len(reader.target(row, where))
+        extra = len(reader.tags.close) + max(targets, 1) - 1
         if prompt + completion + extra > positions:
             room = positions - completion - extra - 1
             way_out = f"`--max-context-tokens {room}` in `rl-think data rlp`" if room > 0 else "a longer model"
@@ -102,16 +103,19 @@ def rows_of(prompts: Sequence[Any], columns: Mapping[str, Any]) -> list[tuple[di
     Raises:
         UserError: prompts that are messages: RLP predicts plain text (F32).
     """
-    lists = {
-        name: values for name, values in columns.items() if isinstance(values, list) and len(values) == len(prompts)
-    }
     rows = []
-    for i, prompt in enumerate(prompts):
-        row = {**{name: values[i] for name, values in lists.items()}, "prompt": prompt}
-        where = f"row {row['id']}" if row.get("id") else f"row {i} of the batch"
+    for (found, where), prompt in zip(columns_of(columns, len(prompts)), prompts, strict=True):
+        row = {**found, "prompt": prompt}
         if not isinstance(prompt, str):
             raise UserError(
                 f"{where}: column `prompt` holds {type(prompt).__name__}; RLP predicts plain text, not chats"
             )
         rows.append((row, where))
     return rows
+
+
+def columns_of(columns: Mapping[str, Any], num: int) -> list[tuple[dict[str, Any], str]]:
+    """The dataset's part of what TRL hands to a reward, row by row, each with the words that name its place."""
+    lists = {name: values for name, values in columns.items() if isinstance(values, list) and len(values) == num}
+    rows = [{name: values[i] for name, values in lists.items()} for i in range(num)]
+    return [(row, f"row {row['id']}" if row.get("id") else f"row {i} of the batch") for i, row in enumerate(rows)]

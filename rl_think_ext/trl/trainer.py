@@ -9,7 +9,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 
 from rl_think_ext.errors import UserError
-from rl_think_ext.methods.rlp import RLPConfig, group_advantage, spread
+from rl_think_ext.methods.rlp import RLPConfig, spread
 from rl_think_ext.scoring.load import load_tokenizer
 from rl_think_ext.template import CLOSE_TAG, TagIds
 from rl_think_ext.trl import host, policy_logprob
@@ -70,7 +70,7 @@ class ThinkGRPOTrainer(GRPOTrainer):
         tags = TagIds.of(processing_class)
         if tags.single:
             host.stop_at(self, tags.close[0])
-        self.information_gain.bind(self, rlp or self.information_gain.given or RLPConfig())
+        self.information_gain.bind(self, rlp or self.information_gain.given or self.information_gain.kind())
         if getattr(args, policy_logprob.NAME, False):
             policy_logprob.install_all(self)
         host.hush_unscorable()
@@ -98,10 +98,22 @@ class ThinkGRPOTrainer(GRPOTrainer):
         host.replace_logged_advantages(self, advantages.tolist())
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)].to(output["advantages"])
+        if self.model.training and self.information_gain.adds_loss:
+            # Shuffled and split with the rest: a batch of the loss knows which of the samples it holds.
+            output["sample_row"] = torch.arange(len(inputs), device=output["advantages"].device)
         if "importance_sampling_ratio" in output:
             dropped = dropped_by_length(output["importance_sampling_ratio"], output["completion_mask"])
-            host.log_metrics(self, {f"rlp/vllm_dropped_{which}": share for which, share in dropped.items()})
+            prefix = self.information_gain.prefix
+            host.log_metrics(self, {f"{prefix}vllm_dropped_{which}": share for which, share in dropped.items()})
         return output
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss, and what the method adds to it."""
+        loss: torch.Tensor = super()._compute_loss(model, inputs)
+        if "sample_row" not in inputs:
+            return loss
+        added = self.information_gain.added_loss(inputs["sample_row"].tolist())
+        return loss + added / self.current_gradient_accumulation_steps
 
     def _advantages(self) -> torch.Tensor:
         """Eq. 7 for the samples of all ranks, [B]."""
@@ -124,7 +136,7 @@ class ThinkGRPOTrainer(GRPOTrainer):
         weights = self.reward_weights.to(rewards)
         total = (rewards * weights).nansum(dim=1)
         total[missing | rewards[:, 0].isnan()] = torch.nan
-        return group_advantage(total, size, noise * float(weights[0].abs()))
+        return self.information_gain.advantage(total, size, noise * float(weights[0].abs()))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.information_gain.resume_from = resume_from_checkpoint

@@ -15,8 +15,10 @@ from rl_think_ext.cli.doctor import (
     model,
     output,
     place,
+    related,
     reward,
     rlmt,
+    rlpt,
     trainers,
     verl,
 )
@@ -67,6 +69,23 @@ RLMT = (
     Check("data", "rows", rlmt.check_dataset_rows, _CHATS),
     Check("run", "start", rlmt.check_start, "Correct the key that is named."),
 )
+_SEGMENTS = "Build the data anew with `rl-think data rlpt`, or choose another `dataset_name:`."
+RLPT = (
+    Check("configuration", "RLPT settings", config.check_method, _SETTINGS),
+    KEYS,
+    MODEL,
+    Check("model", "tags", rlpt.check_tags, "Give the tokenizer the tags as tokens of their own."),
+    Check("judge", "judge", rlpt.check_judge, "Correct `server:`, `judge_model:` or `judge_prompt:` in `rlpt:`."),
+    Check("data", "dataset", data.check_dataset, _SEGMENTS),
+    Check("data", "rows", rlpt.check_rows, _SEGMENTS),
+    Check("run", "start", rlpt.check_start, "Correct the key that is named."),
+)
+RELATED = (
+    Check("configuration", "settings", config.check_method, _SETTINGS),
+    KEYS,
+    MODEL,
+    Check("run", "run", related.check_run, "Correct the key that is named."),
+)
 RUN = (
     Check("run", "output_dir", output.check_output, "Choose another `output_dir:`, or give yourself the right."),
     Check("run", "disk", output.check_space, "Choose another `output_dir:`."),
@@ -85,8 +104,8 @@ class DoctorOptions:
                      without a file also what verl knows of ours
       with a file    (of `rl-think train` or `trl grpo`) settings and where each
                      comes from, TRL's keys, model, tags or chat template, stops,
-                     dataset, room in its rows, the reward model and its server's
-                     key, output folder, disk, checkpoints, sharding
+                     dataset, room in its rows, the reward model or the judge and
+                     its server's key, output folder, disk, checkpoints, sharding
 
     Nothing is downloaded, and nothing written but the cache of `datasets`.
 
@@ -100,7 +119,7 @@ class DoctorOptions:
       rl-think doctor run.yaml         and all that the run meets at its start
       rl-think doctor --live run.yaml  one row through template, sampler,
                                        splitter and scorer, id by id, and what
-                                       a reward model is shown of it
+                                       a reward model or a judge is shown of it
       rl-think doctor run.yaml --json  for a script
     """
 
@@ -112,7 +131,7 @@ class DoctorOptions:
     """Print the whole trace of what is broken, not its last lines."""
     live: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Sample one output for one row of the run's dataset and show the ids at every boundary, and the scores. Only this
-    asks a reward model's server."""
+    asks the server of a reward model or a judge."""
     row: int = 0
     """The row of --live, from 0."""
 
@@ -133,7 +152,8 @@ def examined(case: Case) -> list[Finding]:
         return examine(case, MACHINE)
     first = examine(case, (*FILE, *MACHINE))
     try:
-        own = RLMT if config.file(case).method == "rlmt" else RLP
+        kinds = {"rlmt": RLMT, "rlpt": RLPT, **dict.fromkeys(related.METHODS, RELATED)}
+        own = kinds.get(config.file(case).method, RLP)
     except BlockedError:
         own = RLP
     return first + examine(case, (*own, *RUN))
@@ -172,6 +192,12 @@ def _livings(it: config.File) -> tuple[Callable[[Case, int], Any], Callable[[Any
         from rl_think_ext.cli.doctor import live, live_view
 
         return live.sample, lambda seen, json: (live_view.as_json if json else live_view.show)(seen)
+    if it.method in related.METHODS:
+        return related.sample, lambda seen, json: None
+    if it.method == "rlpt":
+        from rl_think_ext.cli.doctor import live_rlpt
+
+        return live_rlpt.sample, live_rlpt.show
     from rl_think_ext.cli.doctor import live_rlmt, live_rlmt_view, live_supervised
 
     if it.trainer == "grpo":

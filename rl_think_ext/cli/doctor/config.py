@@ -28,7 +28,7 @@ _ARGUMENT, _KEY = r"argument --(\w+)\S*:", r"`\1`:"
 class File(NamedTuple):
     """A YAML file: TRL's keys, the `rl_think:` block apart, the variables of `env:`, and the command it is for.
 
-    `method` is "rlp" or "rlmt", `trainer` what the block says: nobody has looked whether there is such a one.
+    `method` is a name of METHODS, `trainer` what the block says: nobody has looked whether there is such a one.
     """
 
     path: str
@@ -73,7 +73,7 @@ def file(case: Case) -> File:
     if stock:
         return File(case.path, keys, block, names, "trl grpo", named[0] if named else _method_of_variable(names))
     given = block if isinstance(block, Mapping) else {}
-    method = "rlmt" if "rlmt" in given else "rlp"
+    method = next((name for name in METHODS if name in given and name != "rlp"), "rlp")
     return File(case.path, keys, block, names, "rl-think train", method, str(given.get("trainer", "grpo")))
 
 
@@ -110,7 +110,7 @@ def arguments(case: Case) -> Arguments:
         UserError: an unknown key, or a value that TRL does not take.
     """
     it = file(case)
-    if it.trainer not in TRAINERS:
+    if it.trainer not in (TRAINERS if it.method == "rlmt" else TRAINERS[:1]):
         raise BlockedError("`trainer:`")
     module = trl(case)
     script, config = _kinds(module, it)
@@ -145,7 +145,8 @@ def _kinds(module: Any, it: File) -> tuple[Any, Any]:
     script, ours = import_module("trl.scripts.grpo").GRPOScriptArguments, import_module("rl_think_ext.trl")
     if it.stock:
         return script, module.GRPOConfig
-    return script, ours.ThinkGRPOConfig if it.method == "rlp" else ours.RLMTGRPOConfig
+    own = {"rlmt": "RLMTGRPOConfig", "rlpt": "RLPTGRPOConfig"}
+    return script, getattr(ours, own.get(it.method, "ThinkGRPOConfig"))
 
 
 def _launch_keys() -> set[str]:

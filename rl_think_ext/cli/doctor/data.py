@@ -42,6 +42,10 @@ def _wanted(case: Case) -> dict[str, Any]:
     """The columns that the run needs, and what builds them."""
     if file(case).method == "rlp":
         return {}
+    if file(case).method == "rlpt":
+        from rl_think_ext.data.segment_rows import REQUIRED
+
+        return {"required": REQUIRED, "built_by": "rl-think data rlpt"}
     from rl_think_ext.trl.rlmt_launch import BUILT_BY, COLUMNS
 
     kind: Any = file(case).trainer

@@ -78,7 +78,7 @@ def sample(case: Case, number: int) -> LiveRLMT:
     row, coder, ends = dict(row_of(case, number)), policy_tokenizer(case), stops(case)
     where = f"row {row.get('id') or number}"
     chat, prompt = chat_of(row, where), prompt_ids(case, row)
-    ids = _generated(case, prompt, ends, args.seed + number)
+    ids = generated(case, prompt, ends, args.seed + number, config.stop)
     output = reader(coder, ends, args.max_completion_length)(ids)
     prefilled = not config.stop and coder.decode(prompt).rstrip().endswith(OPEN_TAG)
     model = loaded(case)
@@ -90,9 +90,8 @@ def sample(case: Case, number: int) -> LiveRLMT:
     return LiveRLMT(
         row=where,
         source=f"{arguments(case).script.dataset_name}, under {it.command}",
-        sampler=f"temperature {args.temperature}, at most {args.max_completion_length} tokens, ends at {ends}"
-        + (f" and {config.stop}" if config.stop else ""),
-        parts=tuple(_parts(coder, prompt, ids, ends)),
+        sampler=sampler_of(args, ends) + (f" and {config.stop}" if config.stop else ""),
+        parts=tuple(parts_of(coder, prompt, ids, ends, _TAGS)),
         status=parts.status,
         num_sampled=len(ids),
         thought=parts.thought,
@@ -104,28 +103,39 @@ def sample(case: Case, number: int) -> LiveRLMT:
     )
 
 
-def _generated(case: Case, prompt: Sequence[int], ends: Sequence[int], seed: int) -> list[int]:
+def sampler_of(args: Any, ends: Sequence[int]) -> str:
+    """How an output is sampled, in words."""
+    return f"temperature {args.temperature}, at most {args.max_completion_length} tokens, ends at {list(ends)}"
+
+
+def generated(case: Case, prompt: Sequence[int], ends: Sequence[int], seed: int, stop: str | None = None) -> list[int]:
     """The ids of one output; vLLM's stop string is transformers' own here."""
     from rl_think_ext.scoring.outputs import cut_behind
 
-    args, coder, config = arguments(case).args, tokenizer(case), method(case)[0]
+    args, coder = arguments(case).args, tokenizer(case)
     sampler = {name: getattr(args, name) for name in SAMPLING} | {"do_sample": True, "eos_token_id": list(ends)}
     sampler |= {"max_new_tokens": args.max_completion_length, "pad_token_id": coder.pad_token_id}
     sampler |= {"bos_token_id": coder.bos_token_id}
     sampler |= {} if args.use_vllm else args.generation_kwargs or {}
-    if config.stop:
-        sampler |= {"stop_strings": [config.stop], "tokenizer": coder}
+    if stop:
+        sampler |= {"stop_strings": [stop], "tokenizer": coder}
     ids = generate(policy(case), prompt, sampler, seed)
-    return cut_behind(ids, config.stop, coder) if config.stop else ids
+    return cut_behind(ids, stop, coder) if stop else ids
 
 
-def _parts(coder: Any, prompt: Sequence[int], ids: Sequence[int], ends: Sequence[int]) -> Iterator[Part]:
-    """The prompt, and the output apart at every tag; a token that spans two parts stands with the first of them."""
+def parts_of(
+    coder: Any, prompt: Sequence[int], ids: Sequence[int], ends: Sequence[int], tags: Sequence[tuple[str, str]]
+) -> Iterator[Part]:
+    """The prompt, and the output apart at every tag; a token that spans two parts stands with the first of them.
+
+    Args:
+        tags: Their names, and the tags.
+    """
     yield _part(coder, "prompt", prompt)
     end = ids[-1:] if ids and ids[-1] in ends else []
     body = ids[: len(ids) - len(end)]
     text, places = coder.decode(body), []
-    for name, tag in _TAGS:
+    for name, tag in tags:
         at = text.find(tag)
         if at >= 0:
             places.append((_tokens_to(coder, body, at), _tokens_to(coder, body, at + len(tag)), name))

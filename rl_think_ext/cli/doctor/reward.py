@@ -105,6 +105,11 @@ def check_server(case: Case) -> Iterator[Finding]:
     config = method(case)[0]
     if file(case).trainer != "grpo" or not config.server:
         return
+    yield from server_findings(case, config, config.server_model or config.reward_model, "one chat")
+
+
+def server_findings(case: Case, config: Any, served: str, what: str) -> Iterator[Finding]:
+    """Address and key of a server that is to serve a model, and what `--live` would send."""
     if config.api_key_env and not os.environ.get(config.api_key_env):
         found = f"The server's key is to be in the variable {config.api_key_env}, which is not set."
         yield Finding(
@@ -116,10 +121,8 @@ def check_server(case: Case) -> Iterator[Finding]:
 
     EndpointConfig(config.server, config.api_key_env)  # refuses an address that is none
     key = f", with the key in {config.api_key_env}" if config.api_key_env else ", without a key"
-    found = (
-        f"{shown_url(config.server)} is to serve {config.server_model or config.reward_model}{key}; it was not asked."
-    )
-    yield Finding("unchecked", "server", found, f"rl-think doctor --live {case.path} sends it one chat.")
+    found = f"{shown_url(config.server)} is to serve {served}{key}; it was not asked."
+    yield Finding("unchecked", "server", found, f"rl-think doctor --live {case.path} sends it {what}.")
 
 
 def loaded(case: Case) -> Any:

@@ -67,7 +67,11 @@ def chat_of(row: Mapping[str, Any], where: str) -> list[dict[str, str]]:
 
 def prompt_ids(case: Case, row: Mapping[str, Any]) -> list[int]:
     """The ids that the policy reads for a row, as GRPOTrainer makes them."""
-    coder, prompt = policy_tokenizer(case), row["prompt"]
+    return templated_ids(case, policy_tokenizer(case), row["prompt"])
+
+
+def templated_ids(case: Case, coder: Any, prompt: Any) -> list[int]:
+    """The ids of a prompt, a text or a chat, as GRPOTrainer makes them."""
     if isinstance(prompt, str):
         return list(coder(prompt)["input_ids"])
     given = getattr(arguments(case).args, "chat_template_kwargs", None) or {}
@@ -85,10 +89,10 @@ def check_template(case: Case) -> Iterator[Finding]:
     if found := outgrown(case, "template"):
         yield from found
         return
-    with _warned() as caught:
+    with warned() as caught:
         coder = policy_tokenizer(case)
     config, trainer = method(case)[0], file(case).trainer
-    yield from _as_findings(caught, "template")
+    yield from as_findings(caught, "template")
     if config.stop:
         frame = "the dataset's own text" if file(case).stock else "the frame of a raw base model, no copy of the model"
         yield Finding("ok", "template", f"Style {config.style}: {frame}; {_stop(case)}.")
@@ -128,13 +132,21 @@ def chats(case: Case) -> list[list[dict[str, str]]]:
     completion, room, found = arguments(case).args.max_completion_length, positions(case), []
     for where, row in head(case):
         found.append(chat_of(row, where))
-        length = len(prompt_ids(case, row))
-        if room and completion and length + completion > room:
-            raise UserError(
-                f"{where}: a prompt of {length} tokens and max_completion_length {completion} do not fit into the "
-                f"model's {room} positions: lower max_completion_length, or drop long prompts (`rl-think data rlmt`)"
-            )
+        check_room(where, len(prompt_ids(case, row)), completion, room, "drop long prompts (`rl-think data rlmt`)")
     return found
+
+
+def check_room(where: str, length: int, completion: int | None, room: int | None, way_out: str) -> None:
+    """Refuse a prompt behind which an output has no room.
+
+    Raises:
+        UserError: naming the numbers, and the way out beside fewer tokens of output.
+    """
+    if room and completion and length + completion > room:
+        raise UserError(
+            f"{where}: a prompt of {length} tokens and max_completion_length {completion} do not fit into the "
+            f"model's {room} positions: lower max_completion_length, or {way_out}"
+        )
 
 
 def _check_prompts(case: Case) -> Iterator[Finding]:
@@ -200,36 +212,51 @@ def check_start(case: Case) -> Iterator[Finding]:
     chats(case)
     if not method(case)[0].reward_model:
         raise BlockedError("the reward model")
-    further = [name for name in names if not name.startswith(REWARD)]
-    broken = [finding for finding in check_imports(further) if finding.state == "broken"]
+    broken = broken_imports(names, REWARD)
     yield from broken
     if broken:
         return
     from rl_think_ext.trl import rlmt_checks
     from rl_think_ext.trl.rlmt_reward import PreferenceScore
 
-    rewards = [reward(name) for name in names]
-    if not it.stock and not any(isinstance(one, PreferenceScore) for one in rewards):
-        rewards = [PreferenceScore(), *rewards]
-    run = SimpleNamespace(
-        args=given.args,
-        reward_funcs=rewards,
-        train_dataset=rows(case),
-        eos_token_ids=stops(case),
-        use_vllm=given.args.use_vllm,
-        use_transformers_continuous_batching=getattr(given.args, "use_transformers_continuous_batching", False),
-        generation_kwargs=given.args.generation_kwargs or {},
-    )
-    config = method(case)[0]
+    run, config = stand_in(case, PreferenceScore, names), method(case)[0]
+    run.use_transformers_continuous_batching = getattr(given.args, "use_transformers_continuous_batching", False)
+    run.generation_kwargs = given.args.generation_kwargs or {}
     if not it.stock:
-        # Marks of RLMTTrainer, which tells its sampler to stop and forms rewards of several kinds itself.
-        run.rlmt, run.forms_advantage = config, True
+        # A mark of RLMTTrainer, which tells its sampler to stop.
+        run.rlmt = config
         _tell(run, config)
-    with _warned() as caught:
+    with warned() as caught:
         rlmt_checks.check_run(run, config, policy_tokenizer(case))
-    yield from _as_findings(caught, "start")
-    named = ", ".join(names if it.stock else [REWARD, *(name for name in names if name != REWARD)])
-    yield Finding("ok", "start", f"The reward takes these settings; rewards in their order: {named}.")
+    yield from as_findings(caught, "start")
+    yield started(it.stock, names, REWARD)
+
+
+def broken_imports(names: Sequence[str], own: str) -> list[Finding]:
+    """Further rewards that cannot be imported."""
+    further = [name for name in names if not name.startswith(own)]
+    return [finding for finding in check_imports(further) if finding.state == "broken"]
+
+
+def stand_in(case: Case, kind: type, names: Sequence[str]) -> SimpleNamespace:
+    """What the reward's own checks look at of a trainer, before there is one."""
+    it, args = file(case), arguments(case).args
+    rewards = [reward(name) for name in names]
+    if not it.stock and not any(isinstance(one, kind) for one in rewards):
+        rewards = [kind(), *rewards]
+    run = SimpleNamespace(
+        args=args, reward_funcs=rewards, train_dataset=rows(case), eos_token_ids=stops(case), use_vllm=args.use_vllm
+    )
+    if not it.stock:
+        # A mark of our trainers, which form rewards of several kinds themselves.
+        run.forms_advantage = True
+    return run
+
+
+def started(stock: bool, names: Sequence[str], own: str) -> Finding:
+    """That the reward takes the settings, and which rewards there are."""
+    named = ", ".join(names if stock else [own, *(name for name in names if name != own)])
+    return Finding("ok", "start", f"The reward takes these settings; rewards in their order: {named}.")
 
 
 def _tell(run: Any, config: Any) -> None:
@@ -241,12 +268,12 @@ def _tell(run: Any, config: Any) -> None:
 
 
 @contextlib.contextmanager
-def _warned() -> Iterator[list[warnings.WarningMessage]]:
+def warned() -> Iterator[list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         yield caught
 
 
-def _as_findings(caught: Sequence[warnings.WarningMessage], name: str) -> Iterator[Finding]:
+def as_findings(caught: Sequence[warnings.WarningMessage], name: str) -> Iterator[Finding]:
     for text in dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, UserWarning)):
         yield Finding("warn", name, f"{text.rstrip('.')}.", "Change what it names, or know why you want it.")

@@ -11,7 +11,7 @@ from rl_think_ext.cli.doctor.case import BlockedError, Case, Finding, failure, o
 from rl_think_ext.cli.doctor.place import PACKAGE, version
 
 _DATA = ("datasets", "pyarrow", "nltk", "tqdm")
-REWARDS = ("rlp", "rlmt")
+REWARDS = ("rlp", "rlmt", "rlpt", "rpt", "verifree", "rlpr")
 
 
 @once("trl")
