@@ -608,11 +608,11 @@ def test_f35_what_stands_in_the_output_stays(built, tmp_path):
         write_for_verl(built / "rlp", built / "rlp/out")
 
 
-def test_only_built_folders_of_these_two_methods_are_written(built, tmp_path):
+def test_only_built_folders_of_these_methods_are_written(built, tmp_path):
     with pytest.raises(UserError, match=r"is no dataset of rl-think data: no card.json"):
         write_for_verl(built, tmp_path / "out")
     shutil.copytree(built / "rlmt", tmp_path / "pairs")
     card = json.loads((tmp_path / "pairs/card.json").read_text())
     (tmp_path / "pairs/card.json").write_text(json.dumps(card | {"method": "rlmt-dpo"}))
-    with pytest.raises(UserError, match="holds rows of rlmt-dpo; verl trains rlp and rlmt"):
+    with pytest.raises(UserError, match="holds rows of rlmt-dpo; verl trains rlp, rlmt, rlpt"):
         write_for_verl(tmp_path / "pairs", tmp_path / "out")

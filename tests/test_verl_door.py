@@ -18,6 +18,7 @@ from verl.trainer.ppo import core_algos
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.methods.rlpt import RLPTConfig
 from rl_think_ext.records import Score
 from rl_think_ext.verl import plugin, resolved, trainer
 from rl_think_ext.verl.advantage import group_advantages
@@ -47,7 +48,8 @@ def test_import_verl_brings_our_names_and_nothing_heavy() -> None:
         """
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("['rl_think_chat', 'rl_think_thought', 'rlmt', 'rlmt', 'rlp', 'rlp']")
+    names = ["rl_think_chat", "rl_think_prediction", "rl_think_thought", "rlmt", "rlmt", "rlp", "rlp", "rlpt", "rlpt"]
+    assert done.stdout.strip().endswith(str(names))
 
 
 def test_any_module_of_ours_can_come_first() -> None:
@@ -154,7 +156,7 @@ def config_of(text: str) -> OmegaConf:
     return config
 
 
-@pytest.mark.parametrize(("name", "kind"), [("rlp", RLPConfig), ("rlmt", RLMTConfig)])
+@pytest.mark.parametrize(("name", "kind"), [("rlp", RLPConfig), ("rlmt", RLMTConfig), ("rlpt", RLPTConfig)])
 def test_the_fragment_holds_every_setting_with_its_default(name: str, kind: type) -> None:
     block = yaml.safe_load((FRAGMENTS / f"{name}.yaml").read_text(encoding="utf-8"))["rl_think"]
     assert block.pop(name) == dataclasses.asdict(kind())

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import verl_samples
 from fake_queue import FakeQueue
-from omegaconf import OmegaConf, open_dict
-from reward_models import reward_tokenizer, save_reward_model
+from omegaconf import open_dict
+from reward_models import save_reward_model
 from stub_server import Reply, StubServer
 from transformers import AutoTokenizer
+from verl_samples import Engine, changed, compose_stock, router_before, run_all, save_policy_tokenizer
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.formats import render_zero
@@ -26,8 +28,9 @@ from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.scoring.chat_prompt import prompt_ids
 from rl_think_ext.verl import resolved
 from rl_think_ext.verl.batching import Waiting
-from rl_think_ext.verl.rlmt_sample import FATAL, KEYS, PREFIX, UNSCORABLE, check_infos, table_of
+from rl_think_ext.verl.rlmt_sample import FORM
 from rl_think_ext.verl.rlmt_step import Step
+from rl_think_ext.verl.sample_info import UNSCORABLE
 from rl_think_ext.verl.stops import register_engine, stop_at
 
 verl = pytest.importorskip("verl")
@@ -41,6 +44,7 @@ OUTPUTS = (
     "<think>a</think>b<think>",
 )
 LIMIT = 48
+FATAL, KEYS, PREFIX = FORM.fatal_key, FORM.keys, FORM.prefix
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +54,12 @@ def reward_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policy_folder(tmp_path_factory):
-    """A tokenizer alone: no test here samples."""
-    folder = tmp_path_factory.mktemp("policy")
-    tokenizer = reward_tokenizer("qwen")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-        "{% if enable_thinking is defined and enable_thinking %}{{ '<think>\n' }}{% endif %}{% endif %}"
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_policy_tokenizer(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def stock_config():
-    import hydra
-
-    places = ["hydra.searchpath=[pkg://rl_think_ext.verl.config]", "+rl_think=rlmt"]
-    with hydra.initialize_config_module("verl.trainer.config", version_base=None):
-        return hydra.compose("ppo_trainer", [*places, "actor_rollout_ref.rollout.name=vllm", "reward.num_workers=1"])
+    return compose_stock("rlmt", "actor_rollout_ref.rollout.name=vllm", "reward.num_workers=1")
 
 
 @pytest.fixture
@@ -84,14 +75,6 @@ def config(stock_config, policy_folder, reward_folder):
     return found
 
 
-def changed(config, **keys):
-    """A copy with other values, `a__b` for a.b."""
-    found = copy.deepcopy(config)
-    for key, value in keys.items():
-        OmegaConf.update(found, key.replace("__", "."), value, force_add=True)
-    return found
-
-
 def manager_of(config, **kwargs):
     from rl_think_ext.verl.rlmt_reward import RLMTRewardManager
 
@@ -101,30 +84,8 @@ def manager_of(config, **kwargs):
     return RLMTRewardManager(config, tokenizer, None, **kwargs)
 
 
-def sample_of(tokenizer, text, chat=QUESTION, prompt="assistant\n", pad=0, ended=True, **row):
-    """One sample as an agent loop sends it; with `pad` as a colocated reward model gets it, both sides filled up."""
-    from tensordict import TensorDict
-    from verl import DataProto
-
-    asked = tokenizer.encode(prompt, add_special_tokens=False)
-    said = tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] * ended
-    filler = [7] * pad
-    batch = {
-        "prompts": torch.tensor([asked + filler]),
-        "responses": torch.tensor([said + filler]),
-        "attention_mask": torch.tensor([[1] * len(asked) + [0] * pad + [1] * len(said) + [0] * pad]),
-    }
-    chats = np.empty(1, dtype=object)
-    chats[0] = chat
-    rows = {name: np.array([value], dtype=object) for name, value in row.items()}
-    return DataProto(batch=TensorDict(batch, batch_size=1), non_tensor_batch={"raw_prompt": chats, **rows})
-
-
-def run_all(manager, samples):
-    async def main():
-        return await asyncio.gather(*(manager.run_single(sample) for sample in samples))
-
-    return asyncio.run(main())
+def sample_of(tokenizer, text, chat=QUESTION, **given):
+    return verl_samples.sample_of(tokenizer, text, chat, **given)
 
 
 def infos(manager, *texts, **given):
@@ -232,7 +193,7 @@ def test_f32_a_chat_that_is_none_ends_the_run_and_names_its_row(config, chat, sa
     found = infos(manager, OK, chat=chat, **row)[0]
     assert "train.parquet, row 7, `raw_prompt`" in found[FATAL] and said in found[FATAL]
     with pytest.raises(UserError, match="row 7"):
-        check_infos([found])
+        FORM.check([found])
 
 
 @pytest.mark.parametrize(
@@ -324,7 +285,7 @@ def test_what_a_worker_cannot_raise_ends_the_run_in_the_trainer(config):
 
 def test_samples_that_no_manager_of_ours_has_seen_end_the_run():
     with pytest.raises(UserError, match=r"reward\.reward_manager\.name: rlmt"):
-        check_infos([{"acc": 1.0}])
+        FORM.check([{"acc": 1.0}])
 
 
 def test_another_trainer_is_refused_when_the_manager_is_made(config, policy_folder):
@@ -342,29 +303,15 @@ def test_f46_the_limit_on_requests_holds_over_all_reward_workers(config):
 def test_the_dummy_function_is_never_to_be_called():
     from verl.utils.import_utils import load_extern_object
 
-    from rl_think_ext.verl.rlmt_checks import FUNCTION
-
     with pytest.raises(UserError, match="no reward by itself"):
-        load_extern_object(*FUNCTION)(data_source="x")
+        load_extern_object("pkg://rl_think_ext.verl.rlmt_reward", "rlmt")(data_source="x")
 
 
 @pytest.fixture
 def router():
     """verl's own router before a stub that answers as vLLM's /classify."""
-    import uvicorn
-    from verl.experimental.reward_loop.router.naive_router import NaiveRouter
-
-    with StubServer(classify) as stub:
-        app = NaiveRouter(worker_urls=[stub.url]).app
-        server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            pass
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield SimpleNamespace(address=f"127.0.0.1:{port}", stub=stub)
-        server.should_exit = True
-        thread.join(5)
+    with StubServer(classify) as stub, router_before(stub) as address:
+        yield SimpleNamespace(address=address, stub=stub)
 
 
 def test_verls_own_reward_model_is_asked_with_our_ids_through_its_router(config, router, reward_folder):
@@ -503,7 +450,7 @@ def test_a_validation_that_cannot_go_on_ends_the_run(trainer):
 def test_a_training_step_settles_what_its_real_rows_said(trainer, monkeypatch):
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-    from rl_think_ext.verl import rlmt_trainer
+    from rl_think_ext.verl import reward_trainer
 
     keys = ["p_0_0", "q_0_0", "p_1_0", "padx_0_0", "q_1_0"]
     rows = [said(2.0), said(3.0), said(status="no_open"), said(-99.0), said(None, answer="y")]
@@ -513,7 +460,7 @@ def test_a_training_step_settles_what_its_real_rows_said(trainer, monkeypatch):
     def settle(batch, scores, metrics, quiet=(), columns=None):
         settled.update(scores=scores, quiet=quiet, columns=columns)
 
-    monkeypatch.setattr(rlmt_trainer, "tq", queue)
+    monkeypatch.setattr(reward_trainer, "tq", queue)
     monkeypatch.setattr(trainer, "settle", settle)
     monkeypatch.setattr(PPOTrainer, "_compute_old_log_prob", lambda self, batch, metrics: batch)
     metrics = {}
@@ -528,21 +475,35 @@ def test_a_training_step_settles_what_its_real_rows_said(trainer, monkeypatch):
 def test_what_a_colocated_reward_model_says_is_kept_where_it_is_otherwise(trainer, monkeypatch):
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-    from rl_think_ext.verl import rlmt_trainer
+    from rl_think_ext.verl import reward_trainer
 
     refused = {**said(1.0), FATAL: "too long"}
+    rows = [{"where": "a.parquet, row 3"}, {"where": "a.parquet, row 4"}]
+    told = [said(2.0), said(np.float64(2.5), answer=np.str_("y"))]
+    kept = [{"min_global_steps": 3}, {"reward_extra_info": refused}]
     queue = FakeQueue(
         {
-            "p_0_0": {"extra_fields": {"min_global_steps": 3}, **said(2.0)},
-            "p_1_0": {"extra_fields": {"reward_extra_info": refused}, **said(np.float64(2.5), answer=np.str_("y"))},
+            f"p_{i}_0": {"extra_fields": extra, "think_row": row, **info}
+            for i, (extra, row, info) in enumerate(zip(kept, rows, told, strict=True))
         }
     )
-    monkeypatch.setattr(rlmt_trainer, "tq", queue)
-    monkeypatch.setattr(PPOTrainer, "_compute_reward_colocate", lambda self, batch, metrics=None: batch)
+    data = SimpleNamespace(non_tensor_batch={"raw_prompt": [QUESTION] * 2})
+
+    def colocated(self, batch, metrics=None):
+        self.reward_loop_manager.compute_rm_score(data)
+        return batch
+
+    monkeypatch.setattr(reward_trainer, "tq", queue)
+    monkeypatch.setattr(PPOTrainer, "_compute_reward_colocate", colocated)
+    seen = []
+    own = trainer.reward_loop_manager = SimpleNamespace(compute_rm_score=seen.append)
     trainer._compute_reward_colocate(queue.batch())
     first, second = (queue.rows[key]["extra_fields"] for key in ("p_0_0", "p_1_0"))
     assert first == {"min_global_steps": 3, "reward_extra_info": said(2.0)}
     assert second["reward_extra_info"][FATAL] == "too long"
+    # verl shows the chats alone: a row that is wrong could not be named.
+    assert seen == [data] and list(data.non_tensor_batch["think_row"]) == rows
+    assert trainer.reward_loop_manager is own
 
 
 def test_a_validations_dump_says_what_is_paid(trainer, monkeypatch, tmp_path):
@@ -564,31 +525,13 @@ def test_a_validations_dump_says_what_is_paid(trainer, monkeypatch, tmp_path):
 # -- the agent loop ----------------------------------------------------------------------------------------------------
 
 
-class Engine:
-    """Says what a test says, and keeps what it was asked."""
-
-    def __init__(self, ids, logprobs=True):
-        self.ids, self.logprobs, self.asked = ids, logprobs, []
-
-    async def generate(self, request_id, *, prompt_ids, sampling_params, priority=0):
-        from verl.workers.rollout.replica import TokenOutput
-
-        self.asked.append((prompt_ids, sampling_params))
-        values = [-0.5 * i for i in range(len(self.ids))] if self.logprobs else None
-        return TokenOutput(token_ids=list(self.ids), log_probs=values, extra_fields={"min_global_steps": 1})
-
-
 def loop_of(config, engine):
     from rl_think_ext.verl.chat_loop import ChatLoop
 
     config = copy.deepcopy(config)
     resolved.resolve(config, "rlmt")
     tokenizer = AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path)
-    wrap = SimpleNamespace
-    return ChatLoop(
-        trainer_config=wrap(config=config), server_manager=engine, tokenizer=tokenizer,
-        data_config=wrap(config=config.data), processor=None, tools=None,
-    )  # fmt: skip
+    return verl_samples.loop_of(ChatLoop, config, engine, tokenizer)
 
 
 def ask(config, ids=(5, 6), chat=QUESTION, **row):
@@ -808,7 +751,7 @@ def test_what_samples_say_is_the_table_that_the_scorer_made(config):
     manager = manager_of(config)
     rows = [manager._sample(sample_of(manager.tokenizer, text)[-1:][0]) for text in OUTPUTS]
     made = manager.scorer([row.chat for row in rows], [row.output for row in rows])
-    table = table_of(infos(manager, *OUTPUTS))
+    table = FORM.table(infos(manager, *OUTPUTS))
     assert torch.equal(table.nan_to_num(nan=-1.0), made.table.nan_to_num(nan=-1.0))
 
 
@@ -830,7 +773,7 @@ def test_noise_is_measured_on_a_share_of_samples_that_come_one_by_one(config):
 
 def test_an_output_has_room_to_end_before_the_context_does(config):
     """verl's servers cut where the context ends and call that completed: half an answer would be scored as whole."""
-    from rl_think_ext.verl.rlmt_checks import check_room
+    from rl_think_ext.verl.reward_checks import check_room
 
     rollout = config.actor_rollout_ref.rollout
     need = rollout.prompt_length + rollout.response_length

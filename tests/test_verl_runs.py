@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from judges import answer, prompt_of, quotes
 from stub_server import Reply, Request, StubServer
 from verl_runs import CHAT_MODEL, ONE_TYPE, TWO_RANKS, compose, run
 
+from rl_think_ext.methods.rlpt import begins
 from rl_think_ext.offline.replay import ReplayConfig, run_replay
 from rl_think_ext.tiny import PROGRAMS_MODEL
 
@@ -173,6 +176,104 @@ def test_f4_a_key_that_is_refused_ends_the_run_of_rlmt(tmp_path: Path) -> None:
         with pytest.raises(ray.exceptions.RayTaskError, match=r"UserError.*401"):
             run(config)
     assert not list(tmp_path.glob("checkpoints/global_step_*"))
+
+
+RLPT = Path(__file__).parents[1] / "recipes/rlpt/tiny"
+
+
+def rlpt(folder: Path, *overrides: str) -> list[str]:
+    """Overrides of a run of RLPT on the miniature task, with both of its tasks."""
+    return [
+        "+rl_think=rlpt",
+        f"actor_rollout_ref.model.path={RLPT / 'models/policy'}",
+        f"data.train_files={RLPT / 'data/train.parquet'}",
+        f"data.val_files={RLPT / 'data/train.parquet'}",
+        "actor_rollout_ref.rollout.n=8",
+        "data.max_prompt_length=96",
+        "data.max_response_length=48",
+        "data.val_max_samples=8",
+        "data.val_batch_size=8",
+        "trainer.val_before_train=True",
+        "trainer.test_freq=1",
+        f"trainer.rollout_data_dir={folder / 'checkpoints/dumps'}",
+        f"trainer.validation_data_dir={folder / 'validation'}",
+        *overrides,
+    ]
+
+
+def verdict(prediction: str) -> int | None:
+    """What a judge without any taste says, whoever asks; about every third prediction it says nothing."""
+    number = sum(map(ord, prediction))
+    return number % 2 if number % 3 else None
+
+
+def judge(request: Request) -> Reply:
+    _, prediction = quotes(prompt_of(request))
+    found = verdict(prediction)
+    return answer("I would rather not say." if found is None else f"Score: {found}")
+
+
+def check_rlpt(folder: Path, steps: list[dict[str, Any]], expected: Callable[[str, str], int | None]) -> None:
+    """What every run of RLPT leaves: metrics of each step and validation, dumps that say what was paid and why."""
+    assert [row["step"] for row in steps] == [0, 1, 2]
+    for row in steps:
+        assert all(value == value for value in row.values())
+        assert 0 <= row["val-aux/rlpt/asr/score"] <= 1 and 0 <= row["val-aux/rlpt/msr/score"] <= 1
+        assert not any("acc" in name.split("/") for name in row)
+    paid = []
+    for row in steps[1:]:
+        shown = dump(folder / "checkpoints/dumps", row["step"])
+        scored = [one["score"] for one in shown if one["score"] is not None]
+        assert len(shown) == 32 and row["rlpt/status/ok"] > 0 and row["rlpt/judge_num_asked"] > 0
+        assert row["rlpt/asr/share"] + row["rlpt/msr/share"] == pytest.approx(1.0)
+        assert row["critic/score/mean"] == pytest.approx(sum(scored) / len(scored), abs=1e-5)
+        assert row["rlpt/unscorable"] == row["rlpt/no_verdict"] == pytest.approx(1 - len(scored) / 32)
+        for one in shown:
+            judged = one["rlpt/status"] == "ok"
+            assert one["score"] == (expected(one["rlpt/reference"], one["rlpt/prediction"]) if judged else 0.0)
+            assert (one["score"] is None) == (one["unscorable"] is not None)
+        said = dump(folder / "validation", row["step"])
+        assert len(said) == 8 and {one["rlpt/task"] for one in said} == {"asr", "msr"}
+        paid += [(one["rlpt/task"], one["score"]) for one in shown]
+    assert set(paid) >= {("asr", 0.0), ("msr", 0.0)} and 1.0 in {score for _, score in paid}
+    assert any(row["actor/grad_norm"] > 0 for row in steps[1:])
+
+
+def test_rlpt_trains_with_the_rule_judge_and_lambda(tmp_path: Path) -> None:
+    settings = ["rl_think.rlpt.judge=rule", "rl_think.rlpt.msr_weight=0.5"]
+    steps = run(compose(tmp_path, *rlpt(tmp_path, *settings)))
+    check_rlpt(tmp_path, steps, lambda reference, prediction: int(begins(prediction, reference)))
+    again = run_replay(ReplayConfig(run=tmp_path / "checkpoints/dumps"))
+    assert again["num_samples"] == 64 and again["all"]["largest_difference"] == 0.0
+    assert again["became_unscorable"] == again["became_scorable"] == 0
+
+
+def test_rlpt_trains_on_two_ranks_with_a_judge_behind_a_server_that_loses_some(tmp_path: Path) -> None:
+    with StubServer(judge) as server:
+        settings = [f"rl_think.rlpt.server={server.url}", "rl_think.rlpt.judge_model=judge"]
+        steps = run(compose(tmp_path, *rlpt(tmp_path, *settings, "algorithm.adv_estimator=rloo", *TWO_RANKS)))
+    check_rlpt(tmp_path, steps, lambda _, prediction: verdict(prediction))
+    assert all(row["rlpt/judge_num_canaries"] > 0 and row["rlpt/no_verdict"] > 0 for row in steps[1:])
+
+
+def test_rlpt_trains_with_a_judge_in_verls_own_service(tmp_path: Path) -> None:
+    """Colocated, behind verl's own router: only the engine, which needs a GPU, is a stub."""
+    path = TINY / "models/reward"
+    with StubServer(judge) as server:
+        served = [
+            "reward.reward_model.enable=True",
+            f"reward.reward_model.model_path={path}",
+            "reward.reward_model.rollout.name=vllm",
+            "reward.reward_model.rollout.tensor_model_parallel_size=1",
+            f"+reward.reward_model.rollout.engine_kwargs.vllm.address='127.0.0.1:{server.port}'",
+            "reward.custom_reward_function.path=pkg://rl_think_ext.verl.rlpt_reward",
+            "reward.custom_reward_function.name=rlpt",
+            "reward.num_workers=2",
+        ]
+        steps = run(compose(tmp_path, *rlpt(tmp_path, *served)))
+    check_rlpt(tmp_path, steps, lambda _, prediction: verdict(prediction))
+    assert {request.path for request in server.requests} == {"/v1/chat/completions"}
+    assert {request.json["model"] for request in server.requests} == {str(path)}
 
 
 def rlp(*overrides: str) -> list[str]:

@@ -11,32 +11,37 @@ from docs_runner import ROOT, blocks, commands
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl_compose import check, compose, datasets
 
-from rl_think_ext.data import rlmt, rlp
+from rl_think_ext.data import rlmt, rlp, rlpt
 from rl_think_ext.errors import UserError
 from rl_think_ext.scoring.load import load_tokenizer
-from rl_think_ext.verl import RLMTTrainer, RLPTrainer, ThinkTrainer
+from rl_think_ext.verl import RLMTTrainer, RLPTrainer, RLPTTrainer, ThinkTrainer
 from rl_think_ext.verl.resolved import DoorConfig
 
 PAGE = ROOT / "docs/verl.md"
 SBATCH = ROOT / "examples/slurm/verl.sbatch"
 TINY = ROOT / "recipes/rlmt/tiny/models"
-METHODS = ("rlp", "rlmt")
+METHODS = ("rlp", "rlmt", "rlpt")
 # Which tests show that a line works, of each method: a name in one of these files, and what has to stand in the test.
 RUNS = "test_verl_runs.py::test_"
 TWO_RANKS = f"{RUNS}rlmt_trains_on_two_ranks_with_a_reward_model_behind_a_server_that_loses_some"
+JUDGED_TWICE = f"{RUNS}rlpt_trains_on_two_ranks_with_a_judge_behind_a_server_that_loses_some"
+RULE = f"{RUNS}rlpt_trains_with_the_rule_judge_and_lambda"
 SHOWN = {
     "FSDP2": {
         "rlp": [f"{RUNS}rlp_resumes_to_the_bit_and_not_without_its_averages"],
         "rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"],
+        "rlpt": [RULE],
     },
     "FSDP2 on two ranks, of two nodes": {
         "rlp": [f"{RUNS}rlp_on_two_ranks_with_an_average_that_follows_at_once"],
         "rlmt": [TWO_RANKS],
+        "rlpt": [JUDGED_TWICE],
     },
-    "GRPO": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"]},
+    "GRPO": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"], "rlpt": [RULE]},
     "RLOO": {
         "rlp": ["test_verl_door.py::test_our_advantage_is_verls_rloo"],
         "rlmt": ["test_verl_door.py::test_advantages_are_those_of_the_batch_without_the_unscorable"],
+        "rlpt": [JUDGED_TWICE, "test_adapters_rlpt.py::test_rewards_and_advantages_are_the_same_by_all_three_ways"],
     },
     "PPO with a critic": {"rlmt": [f"{RUNS}rlmt_trains_by_ppo_with_a_critic"]},
     "LoRA": {
@@ -47,10 +52,16 @@ SHOWN = {
     },
     "our kernels in the log-probs": {
         "rlp": ["test_verl_rlp.py::test_kernel_and_verls_function_agree_with_their_gradients"],
-        "rlmt": ["test_verl_support.py::test_kernels_are_put_in_place_for_both_methods"],
+        "rlmt": ["test_verl_support.py::test_kernels_are_put_in_place_for_every_method"],
+        "rlpt": ["test_verl_support.py::test_kernels_are_put_in_place_for_every_method"],
     },
-    "verl's reward model service": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_verls_own_service"]},
+    "verl's reward model service": {
+        "rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_verls_own_service"],
+        "rlpt": [f"{RUNS}rlpt_trains_with_a_judge_in_verls_own_service"],
+    },
     "reward model over HTTP": {"rlmt": [TWO_RANKS]},
+    "judge over HTTP": {"rlpt": [JUDGED_TWICE]},
+    "judge in the reward worker": {"rlpt": [RULE]},
     "KL in the loss": {"rlmt": [f"{RUNS}rlmt_trains_with_a_reward_model_in_its_own_process"]},
 }
 # What a line needs beside its own word to be composed here, where neither vLLM nor a second model is installed.
@@ -64,8 +75,16 @@ ALSO = {
             "reward.reward_model.rollout.name=vllm",
             "reward.custom_reward_function.path=pkg://rl_think_ext.verl.rlmt_reward",
             "reward.custom_reward_function.name=rlmt",
-        ]
+        ],
+        "rlpt": [
+            f"reward.reward_model.model_path={TINY / 'reward'}",
+            "reward.reward_model.rollout.name=vllm",
+            "reward.custom_reward_function.path=pkg://rl_think_ext.verl.rlpt_reward",
+            "reward.custom_reward_function.name=rlpt",
+            "rl_think.rlpt.judge=server",
+        ],
     },
+    "judge over HTTP": {"rlpt": ["rl_think.rlpt.judge=server", "rl_think.rlpt.judge_model=judge"]},
 }
 
 
@@ -83,7 +102,7 @@ def lines_of(text):
     rows = [
         [cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", table, re.MULTILINE)
     ]
-    assert rows[0] == ["what", "said by", "RLP", "RLMT"]
+    assert rows[0] == ["what", "said by", "RLP", "RLMT", "RLPT"]
     return [
         Line(name, said.strip("`") if said.startswith("`") else "", dict(zip(METHODS, verdicts, strict=True)))
         for name, said, *verdicts in rows[2:]
@@ -107,6 +126,8 @@ def runs(tmp_path_factory):
     (root / "prompts.jsonl").write_text("".join(f'{{"prompt": "Write {i} lines."}}\n' for i in range(8)))
     rlp.build(rlp.RLPDataConfig(input=str(root / "texts"), output=str(root / "rlp"), tokenizer=str(root / "tiny")))
     rlmt.build(rlmt.RLMTDataConfig(input=str(root / "prompts.jsonl"), output=str(root / "rlmt")))
+    segments = {"input": str(root / "texts"), "output": str(root / "rlpt"), "min_segment_chars": 8}
+    rlpt.build(rlpt.RLPTDataConfig(**segments, rules=False, dedup="none"))
     both = [
         "hydra.searchpath=[pkg://rl_think_ext.verl.config]",
         "actor_rollout_ref.rollout.name=vllm",
@@ -116,8 +137,12 @@ def runs(tmp_path_factory):
         "trainer.val_before_train=false",
         f"trainer.default_local_dir={root / 'out'}",
     ]
-    model = {"rlp": root / "tiny", "rlmt": TINY / "policy"}
-    own = {"rlp": [], "rlmt": [f"rl_think.rlmt.reward_model={TINY / 'reward'}", "reward.num_workers=1"]}
+    model = {"rlp": root / "tiny", "rlmt": TINY / "policy", "rlpt": TINY / "policy"}
+    own = {
+        "rlp": [],
+        "rlmt": [f"rl_think.rlmt.reward_model={TINY / 'reward'}", "reward.num_workers=1"],
+        "rlpt": ["rl_think.rlpt.judge=rule"],
+    }
     return {
         method: [
             *both,
@@ -183,9 +208,10 @@ def test_what_people_ask_for_has_a_line(word):
 
 
 def test_a_line_that_is_not_true_is_found(runs):
-    text = "## What works, and what does not\n| what | said by | RLP | RLMT |\n|---|---|---|---|\n"
-    (line,) = lines_of(text + "| Megatron | `model_engine=megatron` | works | refused: `model_engine` |\n")
-    assert line == Line("Megatron", "model_engine=megatron", {"rlp": "works", "rlmt": "refused: `model_engine`"})
+    text = "## What works, and what does not\n| what | said by | RLP | RLMT | RLPT |\n|---|---|---|---|---|\n"
+    (line,) = lines_of(text + "| Megatron | `model_engine=megatron` | works | refused: `model_engine` | not run |\n")
+    verdicts = {"rlp": "works", "rlmt": "refused: `model_engine`", "rlpt": "not run"}
+    assert line == Line("Megatron", "model_engine=megatron", verdicts)
     with pytest.raises(UserError, match="model_engine"):
         test_a_line_of_the_table_says_what_happens(runs, line, "rlp")
     with pytest.raises(pytest.fail.Exception):
@@ -193,8 +219,8 @@ def test_a_line_that_is_not_true_is_found(runs):
 
 
 @pytest.mark.parametrize("kernel", [True, False])
-@pytest.mark.parametrize("kind", [RLPTrainer, RLMTTrainer])
-def test_kernels_are_put_in_place_for_both_methods(monkeypatch, kind, kernel):
+@pytest.mark.parametrize("kind", [RLPTrainer, RLMTTrainer, RLPTTrainer])
+def test_kernels_are_put_in_place_for_every_method(monkeypatch, kind, kernel):
     monkeypatch.setattr(PPOTrainerSync, "_load_checkpoint", lambda self: asked.append("checkpoint"))
     asked = []
     trainer = kind.__new__(kind)
@@ -209,7 +235,8 @@ def test_kernels_are_put_in_place_for_both_methods(monkeypatch, kind, kernel):
 
 def test_the_page_shows_every_kind_of_run():
     shown = [" ".join(words) for block in blocks(PAGE) if block.language == "sh" for words in commands(block)]
-    for kind in ("+rl_think=rlp", "rlmt.reward_model=", "rlmt.server=http", "adv_estimator=gae", "trainer.nnodes=4"):
+    kinds = ("+rl_think=rlp", "rlmt.reward_model=", "rlmt.server=http", "adv_estimator=gae", "trainer.nnodes=4")
+    for kind in (*kinds, "rlpt.server=http"):
         assert any(kind in line for line in shown), kind
 
 

@@ -40,11 +40,11 @@ def trainer_of(config: Any) -> Any:
     """A trainer up to where verl's own begins: settings, checks, splits; stand-ins have nothing else."""
     from verl.trainer.ppo.v1 import get_trainer_cls
 
-    from rl_think_ext.verl import RLMTTrainer, RLPTrainer
+    from rl_think_ext.verl import RLMTTrainer, RLPTrainer, RLPTTrainer
 
     mode = config.trainer.v1.trainer_mode
     get_trainer_cls(mode)  # there is one of that name
-    kind = {"rlp": RLPTrainer, "rlmt": RLMTTrainer}.get(mode)
+    kind = {"rlp": RLPTrainer, "rlmt": RLMTTrainer, "rlpt": RLPTTrainer}.get(mode)
     if kind is None or not config.trainer.use_v1:
         return SimpleNamespace(settings=None, found=[])
     trainer = kind.__new__(kind)

@@ -2,8 +2,9 @@
 
     rl-think data verl --input data/rlp --output data/rlp-verl
 
-The door's own classes (`rl_think_ext.verl.RLPDataset`, `RLMTDataset`) read the folders of the builders as they are, and
-these, too. This form is for verl's stock `RLHFDataset`, and for rewards and tools that were written for it.
+The door's own classes (`rl_think_ext.verl.RLPDataset`, `RLMTDataset`, `RLPTDataset`) read the folders of the builders
+as they are, and these, too. This form is for verl's stock `RLHFDataset`, and for rewards and tools that were written
+for it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rl_think_ext.data.tables import chat
 from rl_think_ext.errors import UserError
 
 _BATCH = 256
-_ABILITY = {"rlp": "prediction", "rlmt": "chat"}
+_ABILITY = {"rlp": "prediction", "rlmt": "chat", "rlpt": "prediction"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +33,13 @@ class VerlDataConfig:
 
     Columns: data_source, prompt (a chat), ability, reward_model (style, ground_truth), extra_info (index, id, split),
     and the columns of the dataset beside them. Of RLP the prompt is one user message that holds the text to go on
-    from, and ground_truth is the target; of RLMT the prompt is the chat, and ground_truth is empty: nothing is right.
+    from, and ground_truth is the target; of RLMT the prompt is the chat, and ground_truth is empty: nothing is right;
+    of RLPT the prompt is the chat, or the text that a base model goes on, and ground_truth is the reference.
 
     Args:
-        input: A folder that `rl-think data rlp` or `rl-think data rlmt` built. All its splits are written.
+        input: A folder that `rl-think data rlp`, `rlmt` or `rlpt` built. All its splits are written.
         output: The folder that is made. It appears only when everything is in it.
-        data_source: The name under which verl averages validation scores; without it rlp or rlmt.
+        data_source: The name under which verl averages validation scores; without it rlp, rlmt or rlpt.
         overwrite: Replace a dataset that an earlier build left in `output`.
     """
 
@@ -57,14 +59,14 @@ def build(config: VerlDataConfig) -> Card:
     The card is that of the input, with the number and the hash of the rows that were written, and where they came from.
 
     Raises:
-        UserError: no folder of `rl-think data` for RLP or RLMT, rows that are not those of its card, or an output that
-            cannot be used.
+        UserError: no folder of `rl-think data` for RLP, RLMT or RLPT, rows that are not those of its card, or an output
+            that cannot be used.
     """
     keep_apart(config.input, config.output)
     card, found = Card.read(config.input), built_splits(config.input)
     splits = {name: found[name] for name in [*card.num_rows, *found] if name in found}
     if card.method not in _ABILITY:
-        raise UserError(f"{config.input} holds rows of {card.method}; verl trains {' and '.join(_ABILITY)} from these")
+        raise UserError(f"{config.input} holds rows of {card.method}; verl trains {', '.join(_ABILITY)} from these")
     with whole_folder(config.output, overwrite=config.overwrite) as folder:
         num_rows, digest = _write(config, card, splits, folder)
         if num_rows != {name: number for name, number in card.num_rows.items() if number}:
@@ -127,16 +129,24 @@ def _rows(
         asked = row.get("messages") or row["prompt"]
         messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else chat(asked)
         own = {name: value for name, value in row.items() if name not in ("prompt", "messages")}
-        if row.get("messages"):
+        if _is_rendered(row, method):
             own["rendered"] = row["prompt"]
         yield {
             "data_source": config.data_source or method,
             "prompt": messages,
             "ability": _ABILITY[method],
-            "reward_model": {"style": "rule" if method == "rlp" else "model", "ground_truth": row.get("target") or ""},
+            "reward_model": {
+                "style": "rule" if method == "rlp" else "model",
+                "ground_truth": row.get("target") or row.get("reference") or "",
+            },
             "extra_info": {"index": index, "id": row["id"], "split": split},
             **own,
         }
+
+
+def _is_rendered(row: Mapping[str, Any], method: str) -> bool:
+    """Whether the prompt is a text that has to stay one: of a frame, or what a base model of RLPT goes on."""
+    return bool(row.get("messages")) or (method == "rlpt" and isinstance(row["prompt"], str))
 
 
 def _schema(given: Any, method: str) -> Any:
@@ -145,7 +155,7 @@ def _schema(given: Any, method: str) -> Any:
 
     text = pa.string()
     own = [field for field in given if field.name not in ("prompt", "messages")]
-    if "messages" in given.names:
+    if "messages" in given.names or (method == "rlpt" and given.field("prompt").type == text):
         own.append(pa.field("rendered", text))
     return pa.schema(
         [

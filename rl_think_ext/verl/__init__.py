@@ -14,9 +14,12 @@ TESTED = "0.9.1"
 _PLACES = {
     "RLPDataset": "datasets",
     "RLMTDataset": "datasets",
+    "RLPTDataset": "rlpt_dataset",
     "RLPTrainer": "rlp_trainer",
     "RLMTTrainer": "rlmt_trainer",
+    "RLPTTrainer": "rlpt_trainer",
     "RLMTRewardManager": "rlmt_reward",
+    "RLPTRewardManager": "rlpt_reward",
     "ThinkTrainer": "trainer",
     "ThinkWorker": "worker",
 }

@@ -27,12 +27,20 @@ from rl_think_ext.verl import TESTED
 logger = logging.getLogger(__name__)
 
 FAILURES: list[str] = []
-TRAINERS = {"rlp": "rl_think_ext.verl.rlp_trainer.RLPTrainer", "rlmt": "rl_think_ext.verl.rlmt_trainer.RLMTTrainer"}
+TRAINERS = {
+    "rlp": "rl_think_ext.verl.rlp_trainer.RLPTrainer",
+    "rlmt": "rl_think_ext.verl.rlmt_trainer.RLMTTrainer",
+    "rlpt": "rl_think_ext.verl.rlpt_trainer.RLPTTrainer",
+}
 LOOPS = {
     "rl_think_thought": "rl_think_ext.verl.thought_loop.ThoughtLoop",
     "rl_think_chat": "rl_think_ext.verl.chat_loop.ChatLoop",
+    "rl_think_prediction": "rl_think_ext.verl.prediction_loop.PredictionLoop",
 }
-MANAGERS = {"rlmt": "rl_think_ext.verl.rlmt_reward.RLMTRewardManager"}
+MANAGERS = {
+    "rlmt": "rl_think_ext.verl.rlmt_reward.RLMTRewardManager",
+    "rlpt": "rl_think_ext.verl.rlpt_reward.RLPTRewardManager",
+}
 ESTIMATORS = {"rlp": "rl_think_ext.verl.advantage.group_advantages"}
 
 

@@ -19,11 +19,12 @@ from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlp import RLPConfig
+from rl_think_ext.methods.rlpt import RLPTConfig
 
 logger = logging.getLogger(__name__)
 
 NODE = "rl_think"
-METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig}
+METHODS: dict[str, Any] = {"rlp": RLPConfig, "rlmt": RLMTConfig, "rlpt": RLPTConfig}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the datasets of both methods share: which rows are used, the checks before the first step, verl's own fields."""
+"""What the datasets of all methods share: which rows are used, the checks before the first step, verl's own fields."""
 
 from __future__ import annotations
 

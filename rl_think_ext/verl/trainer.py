@@ -1,4 +1,4 @@
-"""ThinkTrainer: verl's synchronous PPO trainer and what both methods need: settings, samples without a score, a record.
+"""ThinkTrainer: verl's synchronous PPO trainer and what all methods need: settings, samples without a score, a record.
 
 verl has no word for a sample that cannot be scored: every row takes part. Here such a row keeps its place and loses its
 vote. Its response_mask and loss_mask are 0, so that no loss, critic target or whitening sees it; it gets a group of its
