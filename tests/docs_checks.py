@@ -66,7 +66,7 @@ def check_words(words: Sequence[str], where: str) -> None:
     elif program == "ray":
         check_ray(words[1:], where)
     elif program == "trl":
-        assert first == "grpo", f"{where}: trl has another command for this, grpo"
+        assert first in ("grpo", "sft"), f"{where}: trl has other commands for this, grpo and sft"
     elif "-m" in words:
         module = words[words.index("-m") + 1]
         assert importlib.util.find_spec(module), f"{where}: there is no module {module}"
@@ -79,7 +79,7 @@ def check_flags(words: Sequence[str], where: str) -> None:
     given = [word.partition("=")[0] for word in words if word.startswith("--")]
     if not given or words[0] in ("train", *given):
         return
-    shown = help_of(tuple(words[:2] if words[0] == "data" else words[:1]))
+    shown = help_of(tuple(words[:2] if words[0] in ("data", "judge") else words[:1]))
     for flag in given:
         assert re.search(rf"{flag}\b(?!-)", shown), f"{where}: `rl-think {words[0]}` has no flag {flag}"
 
@@ -162,7 +162,7 @@ def of_settings(mapping: Mapping[str, Any]) -> str:
 
 def kind_of(inner: Mapping[str, Any]) -> tuple[str, str]:
     """Method and trainer of a `rl_think:` block."""
-    return "rlmt" if "rlmt" in inner else "rlp", str(inner.get("trainer", "grpo"))
+    return next((name for name in METHODS if name in inner), "rlp"), str(inner.get("trainer", "grpo"))
 
 
 @cache
@@ -177,7 +177,7 @@ def trainer_keys(stock: bool, method: str, trainer: str) -> tuple[str, ...]:
     own = {
         "sft": ThinkSFTConfig,
         "dpo": ThinkDPOConfig,
-        "grpo": RLMTGRPOConfig if method == "rlmt" else ThinkGRPOConfig,
+        "grpo": RLMTGRPOConfig if method in ("rlmt", "rlpt") else ThinkGRPOConfig,
     }
     script = GRPOScriptArguments if trainer == "grpo" else ScriptArguments
     kinds = (script, GRPOConfig if stock else own[trainer], ModelConfig, DatasetMixtureConfig)

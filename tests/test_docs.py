@@ -17,6 +17,7 @@ import doctest
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import yaml
 from docs_checks import check_block, check_links, check_words, kind_of, starts_a_run
 from docs_runner import NOT_RUN, ROOT, Block, Command, Machine, Prop, Stage, blocks, commands, rule_of, spans
 
+from rl_think_ext.cli.train import METHODS
 from rl_think_ext.errors import UserError
 
 PAGES = sorted(
@@ -49,6 +51,10 @@ WORDS = {
     "server: http://localhost:8000": "backend: local",
     "max_completion_length: 4096": "max_completion_length: 48",
     "bf16: true": "bf16: false",
+    "my_org/my_cold_start": "recipes/rlpt/tiny/models/policy",
+    "my_corpus.jsonl": "recipes/rlpt/tiny/texts",
+    "server: http://judge:8000\n    judge_model: my_org/my_judge": "judge: rule",
+    "max_completion_length: 8192": "max_completion_length: 48",
 }
 # What a page's own run.yaml gets, where it says nothing else, to run on a CPU.
 KEYS = {"use_cpu": "true", "bf16": "false", "gradient_checkpointing": "false", "report_to": "none", "dtype": "float32"}
@@ -67,17 +73,23 @@ COMMANDS = (
     Command("make demo", "ARGS='--steps 2 --test-rows 8'", slow=True),
     Command("make test", "ARGS='--collect-only -q tests/test_segment.py'"),
     Command("rl-think data rlmt-dpo", "--num-prompts 48 --min-parsed 2", slow=True),
+    # Its texts are the miniature task's: sentences of ten characters.
+    Command("rl-think data rlpt --input my_corpus.jsonl", "--min-segment-chars 8 --no-rules --dedup exact"),
     Command("rl-think data"),
     Command("rl-think doctor run.yaml", slow=True),
     Command("rl-think doctor --live", slow=True),
     Command("rl-think doctor"),
     Command("rl-think gain", FEW, slow=True),
     Command("rl-think report"),
+    Command("rl-think judge check"),
     Command("rl-think replay", slow=True),
     Command("rl-think train --config recipes/rlp/tiny", TINY, slow=True),
     Command("rl-think train --config recipes/rlmt/tiny/sft", SMALL, slow=True),
     Command("rl-think train --config recipes/rlmt/tiny/dpo", SMALL, slow=True),
     Command("rl-think train --config recipes/rlmt/tiny", RLMT_TINY, slow=True),
+    Command("trl sft", SMALL, slow=True),
+    Command("python -m rl_think_ext.tiny.segment_measure", "--rows 16", slow=True),
+    Command("python -m rl_think_ext.tiny.segment_twins", "--seeds 0 --steps 2 --test-rows 8 --seconds 1", slow=True),
     Command("rl-think train", SMALL, slow=True),
     Command("rl-think demo", "--seeds 0 --steps 2 --test-rows 8", slow=True),
     Command("trl grpo --config recipes/rlp/tiny", TINY, slow=True),
@@ -110,6 +122,19 @@ def prompts(stage: Stage) -> None:
     asked = ("a poem about rain", "a letter to a neighbour", "ten names for a boat", "a plan for a walk")
     rows = [json.dumps({"prompt": f"Write {what}, number {i}."}) + "\n" for i in range(4) for what in asked]
     (stage.folder / "my_prompts.jsonl").write_text("".join(rows))
+
+
+def questions(stage: Stage) -> None:
+    from datasets import Dataset
+
+    asked = [(f"What is {i} times 3?", str(3 * i)) for i in range(16)]
+    rows = [{"id": q, "context": q, "prompt": f"{q}<think>", "target": answer} for q, answer in asked]
+    (stage.folder / "data/questions").mkdir(parents=True)
+    Dataset.from_list(rows).to_parquet(stage.folder / "data/questions/train.parquet")
+
+
+def segments(stage: Stage) -> None:
+    shutil.copytree(ROOT / "recipes/rlpt/tiny/data", stage.folder / "data/rlpt")
 
 
 def instruction(stage: Stage) -> None:
@@ -153,7 +178,16 @@ PROPS = {
         "my_texts.jsonl",
         "models/tiny",
     ),
+    "data/questions": Prop(questions),
+    "data/rlpt": Prop(segments),
+    "data/rpt": left_by(
+        "rl-think data rlp --input my_texts.jsonl --output data/rpt --tokenizer models/tiny --num-positions 4 "
+        "--sampler random --elicit instruct",
+        "my_texts.jsonl",
+        "models/tiny",
+    ),
     "out/rlp": left_by(f"{RECIPE} --output_dir out/rlp --save_strategy steps --save_steps 2"),
+    "out/rlpt": left_by(f"rl-think train --config recipes/rlpt/tiny/train.yaml {RLMT_TINY} --output_dir out/rlpt"),
     "out/rlp-other": left_by(f"{RECIPE} --output_dir out/rlp-other --seed 1"),
     "out/gain": left_by(
         f"rl-think gain --model models/tiny --data data/rlp --output out/gain {FEW}", "models/tiny", "data/rlp"
@@ -258,8 +292,7 @@ def run_config(block: Block, stage: Stage) -> None:
     named = any(str(name).startswith("rl_think_ext.trl.") for name in given.get("reward_funcs", []))
     command = told[1] if told else "trl grpo" if named and "rl_think" not in given else "rl-think train"
     method, trainer = kind_of(given.get("rl_think", {}))
-    if "rl_think_ext.trl.rlmt" in given.get("reward_funcs", []):
-        method = "rlmt"
+    method = next((name for name in METHODS if f"rl_think_ext.trl.{name}" in given.get("reward_funcs", [])), method)
     if not is_whole:
         recipe = "trl.yaml" if "trl grpo" in command else "train.yaml" if trainer == "grpo" else f"{trainer}.yaml"
         given = yaml.safe_load((ROOT / "recipes" / method / "tiny" / recipe).read_text()) | given

@@ -3,7 +3,8 @@
 `programs` makes the task's texts, `pretrain` its model, `measure` says how well a model does; `text` makes the byte
 level tokenizer and models with random weights for it. RLMT's task: `chats` and `chat_examples` make its texts,
 `chat_models` its policy and its reward model, `chat_data` what the recipe trains on; `chat_measure` and `chat_twins`
-say how well it goes. Importing this package imports none of them, nor torch.
+say how well it goes. RLPT's: `segments` and `segment_examples`, `segment_models` and `segment_data`, `segment_measure`,
+`segment_controls` and `segment_twins`. Importing this package imports none of them, nor torch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ part, which is in no file.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         UserError: files that are there already, without --overwrite.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for data/ and sft/")
     parser.add_argument("--overwrite", action="store_true", help="write over the files that are there")
     args = parser.parse_args(argv)
-    for name, rows in tables().items():
-        path = args.output / name
-        if path.exists() and not args.overwrite:
+    write(args.output, tables(), args.overwrite)
+
+
+def write(output: Path, tables: Mapping[str, list[dict[str, Any]]], overwrite: bool) -> None:
+    """One parquet file for each table, by its path below the folder.
+
+    Raises:
+        UserError: files that are there already, unless they may be written over.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    for name, rows in tables.items():
+        path = output / name
+        if path.exists() and not overwrite:
             raise UserError(f"{path} is there already; say another --output, or --overwrite to lose it")
         path.parent.mkdir(parents=True, exist_ok=True)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, compression="zstd")

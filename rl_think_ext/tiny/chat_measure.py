@@ -43,7 +43,6 @@ def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, said: Seq
     return torch.cat(found) if found else torch.zeros(0)
 
 
-@torch.no_grad()
 def sample(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -54,18 +53,31 @@ def sample(
     max_new_tokens: int = MAX_COMPLETION,
 ) -> list[tuple[str, bool]]:
     """One sampled completion for each request, and whether it ended by itself; the global seed is left alone."""
+    prompts = [
+        tokenizer.apply_chat_template(messages(request), add_generation_prompt=True, tokenize=False)
+        for request in asked
+    ]
+    return complete(model, tokenizer, prompts, seed=seed, temperature=temperature, max_new_tokens=max_new_tokens)
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    seed: int,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[tuple[str, bool]]:
+    """One sampled completion for each prompt that the template has written, and whether it ended by itself."""
     generate: Callable[..., Tensor] = model.generate
     found: list[tuple[str, bool]] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for start in range(0, len(asked), _BATCH):
-            batch = tokenizer.apply_chat_template(
-                [messages(request) for request in asked[start : start + _BATCH]],
-                add_generation_prompt=True,
-                padding=True,
-                return_tensors="pt",
-                return_dict=True,
-            )
+        for start in range(0, len(prompts), _BATCH):
+            texts = list(prompts[start : start + _BATCH])
+            batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
             ids = generate(
                 **batch, do_sample=True, temperature=temperature, top_k=0, top_p=1.0, max_new_tokens=max_new_tokens
             )[:, batch["input_ids"].shape[1] :]

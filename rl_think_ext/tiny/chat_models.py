@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": {"policy": round(between - started, 1), "reward": round(ended - between, 1)},
         "final_loss": {"policy": round(policy_loss_last, 4), "reward": round(reward_loss_last, 4)},
         "dev": dev_metrics(policy, reward, args.dev_rows),
-        "versions": _versions(),
+        "versions": versions(),
         "sha256": {**save(policy, args.output / "policy"), **save(reward, args.output / "reward")},
     }
     text = json.dumps(record, indent=2)
@@ -87,7 +87,8 @@ def dev_metrics(policy: Loaded, reward: Loaded, rows: int) -> dict[str, float]:
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What made the models."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

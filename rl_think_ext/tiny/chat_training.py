@@ -35,12 +35,11 @@ _IGNORE = -100
 _BATCH = 32
 
 
-def build_policy(tokenizer: PreTrainedTokenizerBase, seed: int) -> Qwen3ForCausalLM:
+def build_policy(tokenizer: PreTrainedTokenizerBase, seed: int, *, intermediate_size: int = 192) -> Qwen3ForCausalLM:
     """A Qwen3 of 0.17 M parameters with random weights."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer), tie_word_embeddings=True, head_dim=16, bos_token_id=None, **_shape(tokenizer)
-    )
+    shape = {**_shape(tokenizer), "intermediate_size": intermediate_size}
+    config = Qwen3Config(vocab_size=len(tokenizer), tie_word_embeddings=True, head_dim=16, bos_token_id=None, **shape)
     model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(
         do_sample=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -89,11 +88,18 @@ def policy_loss(
     """Cross-entropy of what is said, in nats a token; the prompt is read without a loss."""
     chats = [messages(request) for request, _ in said]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    texts = [prompt + text + tokenizer.eos_token for prompt, (_, text) in zip(prompts, said, strict=True)]
+    return said_loss(model, tokenizer, prompts, [text for _, text in said])
+
+
+def said_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], said: Sequence[str]
+) -> Tensor:
+    """Cross-entropy of what is said behind prompts that the template has written, in nats a token."""
+    texts = [f"{prompt}{text}{tokenizer.eos_token}" for prompt, text in zip(prompts, said, strict=True)]
     # The templates write whatever begins a text.
     batch = tokenizer(texts, padding=True, return_tensors="pt", padding_side="right", add_special_tokens=False)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, _IGNORE)
-    for row, ids in zip(labels, tokenizer(prompts, add_special_tokens=False)["input_ids"], strict=True):
+    for row, ids in zip(labels, tokenizer(list(prompts), add_special_tokens=False)["input_ids"], strict=True):
         row[: len(ids)] = _IGNORE
     return model(**batch, labels=labels).loss
 

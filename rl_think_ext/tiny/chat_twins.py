@@ -69,9 +69,14 @@ def train(recipe: str, style: Style, folder: str, **overrides: str) -> float:
     """Run a recipe with this style by `rl-think train`; returns its seconds, start of the process included."""
     config = yaml.safe_load((RECIPES / recipe).read_text(encoding="utf-8"))
     config["rl_think"]["rlmt"]["style"] = style
+    return run(config, folder, **overrides)
+
+
+def run(config: Mapping[str, Any], folder: str, **overrides: str) -> float:
+    """`rl-think train` in a process of its own, with one thread; returns its seconds."""
     Path(folder).mkdir(parents=True)
     path = Path(folder).with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "rl_think_ext.cli.train", "--config", str(path), "--output_dir", folder]
     for key, value in overrides.items():
         command += [f"--{key}", value]
