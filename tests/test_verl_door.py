@@ -163,6 +163,17 @@ def test_the_fragment_holds_every_setting_with_its_default(name: str, kind: type
     assert block == dataclasses.asdict(resolved.DoorConfig())
 
 
+def test_files_that_settings_name_are_found_from_every_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RL_THINK_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    given = "{judge: server, server: 'http://judge', judge_model: m, judge_prompt: words.txt}"
+    config = config_of(f"{{data: {{}}, rl_think: {{rlpt: {given}}}}}")
+    found, _ = resolved.resolve(config, "rlpt")
+    monkeypatch.chdir("/")
+    assert resolved.settings_of(config, "rlpt").judge_prompt == str(tmp_path / "words.txt")
+    assert found.judge_prompt == "words.txt" and resolved.settings_of(config, "rlpt").cache_file is None
+
+
 def test_settings_are_resolved_once_and_travel_with_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of("{data: {seed: 1}, rl_think: {rlp: {baseline: none, num_target_tokens: 4}}}")
     found, source = resolved.resolve(config, "rlp")

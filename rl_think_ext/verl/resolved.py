@@ -47,6 +47,8 @@ _ONLY = {"prefill_think": "rlmt", "log_completions": "rlp"}
 _OPTIONS = [field.name for field in dataclasses.fields(DoorConfig)]
 # Written by `resolve`: they say that a config has been resolved, and from what.
 _MARKS = ("trainer", "fingerprint", "source")
+# Settings that name a file: a relative name means nothing where Ray's workers run.
+_FILES = ("instruction_file", "judge_prompt", "cache_file")
 
 
 def resolve(config: DictConfig, method: str) -> tuple[Any, str]:
@@ -62,7 +64,7 @@ def resolve(config: DictConfig, method: str) -> tuple[Any, str]:
             raise UserError(f"`{NODE}.{option}` does nothing for {method}: it is for {owner}; take it out")
     with open_dict(config):
         values = {
-            method: dataclasses.asdict(found),
+            method: _located(dataclasses.asdict(found)),
             **dataclasses.asdict(door),
             "trainer": method,
             "fingerprint": settings.fingerprint(found),
@@ -73,6 +75,10 @@ def resolve(config: DictConfig, method: str) -> tuple[Any, str]:
             with open_dict(config.data):
                 config.data[NODE] = values
     return found, source
+
+
+def _located(values: dict[str, Any]) -> dict[str, Any]:
+    return values | {name: os.path.abspath(values[name]) for name in _FILES if values.get(name)}
 
 
 def settings_of(config: Any, method: str) -> Any:
