@@ -63,13 +63,17 @@ class Asking:
     completion_tokens: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     first_failure: str = ""
+    num_questions: int = 0
 
     def __call__(self, questions: Sequence[Question], bar: tqdm[Any]) -> Iterator[tuple[Question, Texts]]:
         """Every question that has a reply, with it, in their order; the bar moves as replies come.
 
+        Called again it goes on counting: the share that may fail is that of all questions so far.
+
         Raises:
             UserError: more failures than allowed. What came is in the journal.
         """
+        self.num_questions += len(questions)
         for start in range(0, len(questions), self.portion):
             portion = questions[start : start + self.portion]
             unknown = [question for question in portion if self._stored(question.key) is None]
@@ -77,7 +81,7 @@ class Asking:
             if unknown:
                 before = self.failures.total()
                 self.ask(unknown, self._keep(unknown, bar))
-                self._check(len(questions), len(portion), self.failures.total() - before)
+                self._check(self.num_questions, len(portion), self.failures.total() - before)
             for question in portion:
                 if reply := self._stored(question.key):
                     self.prompt_tokens += reply.prompt_tokens

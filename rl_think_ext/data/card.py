@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -40,6 +40,14 @@ WORDS = {
         "Documents left out",
         "Positions left out",
     ),
+    "rlpt": Words(
+        "Segments for RLPT",
+        "Each row is one segment of one text that is to be predicted: what the policy is asked, and the reference that "
+        "a judge compares its prediction with. Positions count in the text with its masks.",
+        "documents",
+        "Documents left out",
+        "Segments that are no targets",
+    ),
     "rlmt": Words("Prompts for RLMT", "Each row is one chat that ends with a user's message."),
     "rlmt-sft": Words(
         "Plans and answers of a teacher for RLMT's warm start",
@@ -59,8 +67,9 @@ class Card:
     """Counts, settings and versions of a built dataset; no absolute path and no secret goes in here (F39).
 
     `num_rows` is by split (a split of none has no file), `skipped_*` by reason: documents (or prompts) that were not
-    used, and positions (or replies, or pairs). `counts` are a method's own, tokens and cost among them;
-    `content_hash` is the sha256 of the rows in their order.
+    used, and positions (or replies, or pairs). `counts` are a method's own, tokens and cost among them; `steps` of a
+    pipeline say how many documents came, how many went on, and why the others did not. `content_hash` is the sha256 of
+    the rows in their order. `seconds` by step, of all processes, are told and not stored: no two builds share them.
     """
 
     method: str
@@ -76,10 +85,14 @@ class Card:
     tokenizer: Mapping[str, str] | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, float] = field(default_factory=dict)
+    steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     def write(self, folder: Path) -> None:
         """Put card.json and README.md into a folder."""
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, sort_keys=False)
+        values = dataclasses.asdict(self)
+        del values["seconds"]
+        text = json.dumps(values, indent=2, ensure_ascii=False, sort_keys=False)
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
         (folder / "README.md").write_text(self.readme(), encoding="utf-8")
 
@@ -108,13 +121,15 @@ class Card:
         configs = f"configs:\n  - config_name: default\n{content}    data_files:\n{splits}"
         words = WORDS.get(self.method, WORDS["rlp"])
         counts = {words.units: self.num_documents, **{f"rows in {k}": n for k, n in self.num_rows.items()}}
-        if self.method == "rlp":
+        drawn = self.method in ("rlp", "rlpt")
+        if drawn:
             counts["contexts cut on the left"] = self.num_cut_contexts
-        seed = f", seed {self.seed}" if self.method == "rlp" else ""
+        seed = f", seed {self.seed}" if drawn else ""
         parts = [
             f"---\n{configs}---\n\n# {words.title}\n",
             f"Built from {_code(self.source)} by `rl-think data {self.method}`{seed}. {words.rows}\n",
             _table("Counts", {**counts, **self.counts}),
+            _steps(self.steps),
             _table(words.units_out, self.skipped_documents),
             _table(words.rows_out, self.skipped_positions),
             _table("Tokenizer", self.tokenizer or {}),
@@ -134,6 +149,17 @@ def _code(value: object) -> str:
 def _table(title: str, rows: Mapping[str, Any]) -> str:
     lines = "".join(f"| {name} | {_code(value)} |\n" for name, value in rows.items())
     return f"## {title}\n\n| | |\n|---|---|\n{lines}" if rows else ""
+
+
+def _steps(steps: Sequence[Mapping[str, Any]]) -> str:
+    """What each step of a pipeline took out, as a table."""
+    lines = [
+        f"| {step['step']} | {step['came']} | {step['went_on']} | "
+        f"{_code(', '.join(f'{reason}: {number}' for reason, number in step['left_out'].items()) or '-')} |\n"
+        for step in steps
+    ]
+    head = "## Steps\n\n| step | documents that came | that went on | left out |\n|---|---|---|---|\n"
+    return head + "".join(lines) if lines else ""
 
 
 class ContentHash:
@@ -212,10 +238,10 @@ def _start(target: Path, output: str, overwrite: bool) -> tuple[Path, int]:
             raise UserError(f"the output folder {output} holds no {FILE}, so it is no built dataset and stays as it is")
     partial = target.with_name(f".{target.name}.partial-{uuid.uuid4().hex[:12]}")
     partial.mkdir()
-    return partial, _lock(partial)
+    return partial, hold(partial)
 
 
-def _lock(folder: Path) -> int:
+def hold(folder: Path) -> int:
     """Hold a folder for as long as this process lives, so that another build does not take it for a left-over."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -228,21 +254,22 @@ def _lock(folder: Path) -> int:
 
 def _recover(target: Path) -> None:
     """Clear up after a build that was killed: what it began goes, what it was about to replace comes back."""
-    for old in _beside(target, "old"):
+    for old in beside(target, "old"):
         if target.exists():
             shutil.rmtree(old)
         else:
             os.rename(old, target)
-    for partial in _beside(target, "partial"):
+    for partial in beside(target, "partial"):
         try:
-            handle = _lock(partial)
+            handle = hold(partial)
         except OSError:
             continue  # another build is at work
         shutil.rmtree(partial)
         os.close(handle)
 
 
-def _beside(target: Path, kind: str) -> list[Path]:
+def beside(target: Path, kind: str) -> list[Path]:
+    """The hidden folders of a kind that builds of a target left beside it."""
     # Not glob: the name may hold brackets.
     prefix = f".{target.name}.{kind}-"
     return sorted(path for path in target.parent.iterdir() if path.name.startswith(prefix) and path.is_dir())

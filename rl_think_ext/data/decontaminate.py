@@ -139,9 +139,10 @@ class Decontamination:
                 found[length].append((number, runs))
             counts.sha256 = digest.hexdigest()
             if counts.texts == counts.too_short:
+                columns = ", ".join(f"`{column}`" for column in given.columns)
                 raise UserError(
-                    f"benchmark {given.name}: {source_name(given.path)} has no text of {self.min_words} words or more "
-                    f"in {', '.join(f'`{column}`' for column in given.columns)}"
+                    f"benchmark {given.name}: {source_name(given.path)} has no text of {self.min_words} words or more"
+                    + ("" if given.path.lower().endswith(".txt") else f" in {columns}")
                 )
         return {length: _Runs(found[length]) for length in sorted(found)}
 
@@ -172,11 +173,11 @@ class _Runs:
 
 
 def _texts(given: Benchmark) -> Iterator[str]:
-    """All texts of a benchmark's columns that are not blank; numbers and nulls are none."""
+    """All texts of a benchmark's columns that are not blank; nulls are none."""
     path = Path(given.path) if "\0" not in given.path else None
     try:
         if path and path.is_file() and path.suffix.lower() == ".txt":
-            yield from filter(str.strip, path.read_text(encoding="utf-8-sig").splitlines())
+            yield from filter(str.strip, path.read_text(encoding="utf-8-sig").split("\n"))
         elif path and path.is_file() and path.suffix.lower() == ".csv":
             yield from _csv_texts(path, given.columns)
         elif path and path.is_file() and path.suffix.lower() not in _FILES:
@@ -211,5 +212,11 @@ def _csv_texts(path: Path, columns: Sequence[str]) -> Iterator[str]:
             if column not in there:
                 listed = ", ".join(f"`{name}`" for name in there) or "none"
                 raise UserError(f"{path.name} has no column `{column}`; there are {listed}")
-        for row in rows:
-            yield from (text for column in columns if (text := row[column]) and text.strip())
+        for number, row in enumerate(rows, 1):
+            # An unquoted comma moves what stands behind it out of its column, out of sight.
+            if None in row or any(row[column] is None for column in columns):
+                raise UserError(
+                    f"row {number} of {path.name} has {'more' if None in row else 'fewer'} cells than the {len(there)} "
+                    "columns of its head; repair the file, or what stands there is trained on"
+                )
+            yield from (row[column] for column in columns if row[column].strip())

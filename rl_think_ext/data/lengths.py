@@ -70,12 +70,16 @@ class Lengths:
         found = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
         return tuple(token for token in found if not find_tag(token))
 
+    @property
+    def adds_special(self) -> bool:
+        """Whether the tokenizer puts ids of its own around a rendered text, which a chat template does itself."""
+        return self.style in ZERO_INSTRUCTIONS
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Ids of rendered texts; a chat template writes its own special tokens, for a frame the tokenizer does."""
         if not texts:
             return []
-        special = self.style in ZERO_INSTRUCTIONS
-        ids = self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        ids = self.tokenizer(list(texts), add_special_tokens=self.adds_special, verbose=False)["input_ids"]
         return [len(row) for row in cast(list[list[int]], ids)]
 
     def facts(self) -> dict[str, str]:

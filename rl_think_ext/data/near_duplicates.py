@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
+import zlib
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ from rl_think_ext.data.words import gram_hashes, normalised, word_hashes
 from rl_think_ext.errors import UserError
 
 Minima = npt.NDArray[np.uint32]
+# A hyphen, a star or a stroke is a sign only beside a number: "x - 2", not "well-known" or "and/or".
+_SIGN = re.compile(r"[-+*/=<>≤≥≠^×÷±−](?:(?<![-*/])|(?<=[0-9].)|(?<=[0-9] .)|(?= ?[0-9]))")
 _BLOCK = 4096  # runs of words that are permuted at a time: 4096 x 128 x 4 bytes
 
 
@@ -183,10 +187,15 @@ class NearDuplicates:
         return sketch.hashvalues
 
     def shingles(self, text: str) -> Minima:
-        """Hashes of the runs of words; a text that is shorter than one run is one by itself."""
+        """Hashes of the runs of words; a text that is shorter than one run is one by itself.
+
+        The signs of all formulas are one more: "2 + 3" and "2 - 3" have the same words, and are not the same exercise.
+        """
         hashes = word_hashes(text)
         grams = gram_hashes(hashes, min(self.config.ngram, len(hashes)) or 1)
-        return (grams >> np.uint64(32)).astype(np.uint32)
+        shingles = (grams >> np.uint64(32)).astype(np.uint32)
+        signs = "".join(_SIGN.findall(text)) if len(hashes) else ""
+        return np.append(shingles, np.uint32(zlib.crc32(signs.encode()))) if signs else shingles
 
     @cached_property
     def _permutations(self) -> Any:

@@ -66,8 +66,12 @@ _IPV4 = re.compile(r"[0-9](?<![\w.].)(?<![A-Za-z]-.)[0-9]{0,2}(?:\.[0-9]{1,3}){3
 # Public addresses are all in 2000::/3 so far; `a::b` is code.
 _IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])")
 # Numbers with three points that are no address.
-_VERSION = re.compile(r"(?i:version|release|build|firmware|driver|section|chapter|clause|ver|rev|sec)\.?[ :=]{0,3}\Z")
-_SUM = re.compile(r"[=<>0-9)}\]^*/&]\s*\Z")
+_VERSION = re.compile(
+    r"(?:(?i:version|release|build|firmware|driver|section|chapter|clause|ver|rev|sec|theorem|lemma|corollary"
+    r"|proposition|definition|remark|example|exercise|problem|equation|eq|table|figure|fig|appendix)\.?|§)[ :=~]{0,3}\Z"
+)
+# What a sum goes on from: a sign, a number, a bracket, a variable; "t", "f", "m" and "p" stand before phone numbers.
+_SUM = re.compile(r"(?:[=<>0-9)}\]^*/&]|(?<!\w)[a-eg-ln-oq-su-z])\s*\Z")
 
 Replace = Callable[["re.Match[str]"], str]
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
-import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from rl_think_ext.data import prompts
+from rl_think_ext.template import INVISIBLE, with_short_runs
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -25,7 +23,6 @@ _SPACELESS = (
 _SIGNS = "\u0300-\u036f\u0483-\u0487\u0591-\u05c7\u0610-\u061a\u064b-\u0670\u0900-\u0963\u0966-\u0dff"
 _WORD = re.compile(f"[{_SPACELESS}]|(?:[^\\W_{_SPACELESS}]|[{_SIGNS}])+")
 _ASCII_WORD = re.compile(b"[a-z0-9]+")
-_MAX_MARKS = 30  # as in the stream-safe form of Unicode's annex 15
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -40,11 +37,13 @@ def normalised(text: str) -> str:
     """
     if text.isascii():
         return " ".join(text.lower().split())
-    return prompts.normalised(_long_run_of_marks().sub(lambda run: run[0][:_MAX_MARKS], text))
+    return prompts.normalised(with_short_runs(text))
 
 
 def words(text: str) -> list[str]:
     """The words of a text, normalised and without punctuation; single characters in scripts without spaces.
+
+    Characters that are not seen part no words: soft hyphens and blanks of no width come with text out of PDF files.
 
     >>> words("The TEA-pot\\u2019s x^2, 水壶")
     ['the', 'tea', 'pot', 's', 'x', '2', '水', '壶']
@@ -60,7 +59,7 @@ def word_hashes(text: str) -> Hashes:
 def _encoded(text: str) -> list[bytes]:
     if text.isascii():
         return _ASCII_WORD.findall(text.lower().encode())
-    return [word.encode("utf-8", "surrogatepass") for word in _WORD.findall(normalised(text))]
+    return [word.encode("utf-8", "surrogatepass") for word in _WORD.findall(normalised(INVISIBLE.sub("", text)))]
 
 
 def gram_hashes(hashes: Hashes, n: int) -> Hashes:
@@ -84,9 +83,3 @@ def _mixed(hashes: Hashes) -> Hashes:
     """The finalizer of MurmurHash3: afterwards every bit depends on all of them."""
     hashes = (hashes ^ (hashes >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
     return hashes ^ (hashes >> np.uint64(33))
-
-
-@cache
-def _long_run_of_marks() -> re.Pattern[str]:
-    marks = "".join(chr(i) for i in range(0x300, sys.maxunicode + 1) if unicodedata.combining(chr(i)))
-    return re.compile(f"[{marks}]{{{_MAX_MARKS + 1},}}")
