@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from rl_think_ext.errors import UserError
@@ -38,16 +40,33 @@ INSTRUCTION = (
 
 # Characters that are not seen, brackets and letters that look like those of a tag: none of them makes a tag, and an
 # answer with a look-alike of one in it may hold a thought (F23).
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
     "\uffa0\U000e0000-\U000e0fff]"
 )
 _LOOKS_LIKE = str.maketrans("‹〈⟨❮ᐸ˂›〉⟩❯ᐳ˃⁄∕⧸іιıкκтτһпոеѕѡрροοгո", "<<<<<<>>>>>>///iiikktthnnesxppoorn")
 _BRACKET = re.compile("[<＜﹤‹〈〈⟨❮ᐸ˂]")
+_MAX_MARKS = 30  # as in the stream-safe form of Unicode's annex 15
+_MADE_OF_MARKS = "\u0f73\u0f75\u0f81\uff9e\uff9f"  # no marks themselves, but NFKC takes them apart into some
 # Blanks are bounded, so that a run of them costs no square of its length.
 _TAG = re.compile(r"<\s{0,4}/?\s{0,4}(think|response|query)\s{0,4}/?\s{0,4}>", re.IGNORECASE)
 # The tags that have a meaning in a style: `<response>` is an ordinary word of an answer behind a thought.
 _TAGS_OF = {"think": ("think",), "none": ("think",)}
+
+
+def with_short_runs(text: str) -> str:
+    """A text in which no run of combining marks is longer than 30: to sort one (NFKC) takes the square of its length.
+
+    >>> len(with_short_runs("e" + chr(0x301) * 1000))
+    31
+    """
+    return text if text.isascii() else _long_run_of_marks().sub(lambda run: run[0][:_MAX_MARKS], text)
+
+
+@cache
+def _long_run_of_marks() -> re.Pattern[str]:
+    marks = "".join(chr(i) for i in range(0x300, sys.maxunicode + 1) if unicodedata.combining(chr(i)))
+    return re.compile(f"[{marks}{_MADE_OF_MARKS}]{{{_MAX_MARKS + 1},}}")
 
 
 def find_tag(text: str, style: Style | None = None) -> str | None:
@@ -59,7 +78,7 @@ def find_tag(text: str, style: Style | None = None) -> str | None:
     ('</Think >', None, None)
     """
     if not text.isascii() and _BRACKET.search(text):
-        text = unicodedata.normalize("NFKC", _INVISIBLE.sub("", text)).translate(_LOOKS_LIKE)
+        text = unicodedata.normalize("NFKC", with_short_runs(INVISIBLE.sub("", text))).translate(_LOOKS_LIKE)
     wanted = _TAGS_OF.get(style or "", ("think", "response", "query"))
     return next((found[0] for found in _TAG.finditer(text) if found[1].lower() in wanted), None)
 

@@ -41,6 +41,7 @@ def filter_(tmp_path: Path) -> Decontamination:
         f"On a forum somebody asked: {LONG.upper()} Nobody knew.",
         "and COUNTS  17 sheep,\non his way -- loses three of them",  # ten words, written in another way
         "Ａ farmer walks from the northern gate to the old...",
+        "a far\u00admer walks from the north\u200bern gate to the old",  # as it is copied out of a PDF file
     ],
 )
 def test_a_run_of_ten_words_is_found_in_any_form(filter_: Decontamination, text: str) -> None:
@@ -120,7 +121,14 @@ def test_all_forms_of_files_give_the_same(tmp_path: Path) -> None:
         ("b.jsonl", '{"question": "a b c d e f"}\n{bad\n', ("question",), "row 2 of b.jsonl.*corrupt row"),
         ("b.jsonl", '{"question": 3}\n', ("question",), "row 1 of b.jsonl, column `question`: not a string"),
         ("b.jsonl", '{"question": "42"}\n', ("question",), "no text of 5 words or more in `question`"),
-        ("b.txt", "\n", ("question",), "no text of 5 words"),
+        ("b.txt", "\n", ("question",), "no text of 5 words or more$"),
+        (
+            "b.csv",
+            "id,question\n1,a b c d e f\n2\n",
+            ("question",),
+            "row 2 of b.csv has fewer cells than the 2 columns",
+        ),
+        ("b.csv", "id,question\n1,a b c d e f, and g h\n", ("question",), "row 1 of b.csv has more cells than the 2"),
         ("b.xml", "<a/>", ("question",), "b.xml is no .jsonl, .parquet, .csv, .txt file"),
         ("b.parquet", "no parquet", ("question",), "could not read b.parquet"),
     ],
@@ -132,6 +140,11 @@ def test_a_file_that_cannot_be_used_is_named(
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"benchmark gsm: .*{message}"):
         Decontamination([Benchmark("gsm", str(tmp_path / name), columns)])
+
+
+def test_a_line_of_a_text_file_is_one_text_whatever_stands_in_it(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes("How many primes\u2028lie below 100?\r\n".encode())
+    assert Decontamination([Benchmark("b", str(tmp_path / "b.txt"))])(SHORT) == "b"
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

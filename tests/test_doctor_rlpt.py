@@ -130,6 +130,10 @@ def other_reward_under_the_stock_trainer(house: Path, place: Path) -> Path:
     return stock(house, place, {"judge": "rule"}, reward_funcs=rewards)
 
 
+def reward_of_another_method(house: Path, place: Path) -> Path:
+    return grpo(house, place, reward_funcs=["rl_think_ext.trl.rlmt"])
+
+
 def cold_start_by_us(house: Path, place: Path) -> Path:
     return grpo(house, place, rl_think={"trainer": "sft", "rlpt": {}})
 
@@ -176,6 +180,7 @@ SETUPS: dict[Setup, tuple[str, str]] = {
     unknown_setting: ("broken", "unknown key `msr_wieght`; did you mean `msr_weight`?"),
     weight_under_the_stock_trainer: ("broken", "--msr-share 0.2`, which stands for it"),
     other_reward_under_the_stock_trainer: ("broken", "the stock trainer counts a prediction without a score"),
+    reward_of_another_method: ("broken", "rl_think_ext.trl.rlmt is another method's reward"),
     cold_start_by_us: ("broken", "use `trl sft` with TRL's keys alone"),
     dataset_of_chats: ("broken", "column `task` is missing; there are prompt, id"),
     ends_that_do_not_fit: ("broken", "row d:1: column `segment_ends` does not fit column `reference`"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ CONTROL = [
     "[CLS]", "[SEP]", "[MASK]", "<start_of_turn>", "<end_of_turn>", "<|turn>", "<turn|>",
     "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
     "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|user|>", "<|assistant|>", "<|system|>",
+    "[|system|]", "[|user|]", "[|assistant|]", "[|endofturn|]", "]~!b[", "]~b]", "[e~[",
 ]  # fmt: skip
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -149,9 +151,7 @@ def test_no_control_token_of_any_family_is_shown(token: str) -> None:
     assert own_controls(token.replace("<", "＜").replace("[", "［").replace("]", "］")) == [FRAME] * len(TOKENIZERS)
 
 
-PIECES = st.sampled_from(
-    [*CONTROL, "<", "|", ">", "[", "]", "/", "INST", "im_end", "＜", "\u200b", " ", "\n", "x", "\x00"]
-)
+PIECES = st.sampled_from([*CONTROL, *"<|>[]/~＜［\u200b \nx\x00\x0b\x8f", "INST", "im_end", "|endofturn|"])
 
 
 @settings(max_examples=150, deadline=None)
@@ -164,7 +164,7 @@ def test_no_text_made_of_pieces_holds_one(text: str) -> None:
 def test_quoting_only_puts_blanks_in(text: str) -> None:
     shown = quoted(text)
     assert shown.replace(" ", "") == "".join(
-        "\ufffd" if (c < " " and c not in "\t\n\v\f\r") or c == "\x7f" or "\ud800" <= c <= "\udfff" else c for c in text
+        "\ufffd" if (unicodedata.category(c) in ("Cc", "Cs") and c not in "\t\n\f\r\x85") else c for c in text
     ).replace(" ", "")
     assert quoted(shown) == shown
 

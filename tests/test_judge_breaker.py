@@ -66,6 +66,13 @@ def test_a_deadline_without_one_answer_opens_the_breaker() -> None:
         assert judge.stats["breaker_open"] == 1.0 and len(server.requests) == num_before + 1
 
 
+def test_a_judge_that_refuses_is_not_silent() -> None:
+    with StubServer(lambda r: Reply({"error": "too long"}, 400) if r.number else Reply(fault="hang")) as server:
+        judge = served(server, breaker_failures=64, timeout=5.0, deadline=0.5, max_concurrency=4)
+        assert values(judge(PAIRS[:8])) == [None] * 8
+        assert judge.stats["no_verdict/http"] == 7 and judge.stats["breaker_open"] == 0.0
+
+
 def test_a_short_time_that_is_left_does_not_open_the_breaker() -> None:
     with StubServer(lambda r: replace(honest(r), delay=0.3)) as server:
         judge = served(server, breaker_failures=2)

@@ -118,6 +118,20 @@ def test_answers_that_never_came_are_no_speed(tmp_path: Path) -> None:
     assert measured == pytest.approx(10) and found["load"]["prompt_tokens_per_request"] == 100
 
 
+def test_a_judge_that_is_not_there_keeps_up_with_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path / "pairs.jsonl", labelled(5, 0) * 3)
+    with StubServer(lambda _: Reply(status=500)) as server:
+        found = check(server, pairs=file, set={"num_canaries": 4}, batch_size=1, step_seconds=1000.0)
+    assert found["load"]["measured_requests_per_second"] == 0.0 and not found["load"]["keeps_up"]
+
+
+def test_half_characters_of_a_pair_are_written_down(tmp_path: Path) -> None:
+    file = write(tmp_path / "pairs.jsonl", [Labelled(Pair("It rained \ud800.", "It snowed."), 0, "", "")])
+    with StubServer(honest) as server:
+        check(server, pairs=file, output=tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["answers"][0]["reference"] == "It rained \ud800."
+
+
 def test_the_command_says_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.yaml").write_text(
         "learning_rate: 1e-6\nrl_think:\n  rlpt:\n    judge_model: judge\n    retries: 0\n"

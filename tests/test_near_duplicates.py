@@ -132,7 +132,9 @@ def test_runs_of_words_are_hashed_by_their_order() -> None:
         assert grams.tolist() == gram_hashes(hashes, n).tolist()
 
 
-@pytest.mark.parametrize("unit", ["a\u0300\u0316", "\u0300\u0316", "\ufdfa", "\ud800", "a\u0000", "\u202e", "가"])
+@pytest.mark.parametrize(
+    "unit", ["a\u0300\u0316", "\u0300\u0316", "\u0f73\u0f73", "\ufdfa", "\ud800", "a\u0000", "\u202e", "가"]
+)
 def test_hostile_characters_take_linear_time(unit: str) -> None:
     """F29: to sort a run of combining marks costs the square of its length."""
     text = unit[0] + unit[1:] * 30_000
@@ -150,6 +152,20 @@ def test_normalised_as_prompts_are(text: str) -> None:
 
 
 # --- near-duplicates ---
+
+
+def test_exercises_that_differ_in_a_sign_are_not_the_same() -> None:
+    groups = [
+        ["What is 2 + 3?", "What is 2 - 3?", "What is 2*3?", "What is 2 / 3?"],
+        ["Solve x^2 - 5x + 6 = 0.", "Solve x^2 + 5x - 6 = 0.", "Solve x^2 + 5x - 6 < 0."],
+    ]
+    for texts in groups:
+        near = NearDuplicates()
+        assert [near.add(text, near.signature(text)) for text in texts] == [None] * len(texts)
+        assert near.add("copy", near.signature(f"  {texts[0].upper()}")) == texts[0]
+    near = NearDuplicates()
+    assert near.add("a", near.signature("A well known thing, and more.")) is None
+    assert near.add("b", near.signature("A *well-known* thing and/more")) == "a"
 
 
 def test_the_first_stays_and_its_key_is_given() -> None:

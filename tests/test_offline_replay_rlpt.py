@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,28 @@ def test_another_judge(run: Path, tmp_path: Path) -> None:
     assert num == len({(one["reference"], one["new_prediction"]) for one in judged if one["status"] == "ok"})
 
 
+def test_a_served_run_is_judged_again_by_the_rule(run: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(run, served)
+    about = json.loads((served / "rl_think/run.json").read_text())
+    about["settings"] |= {"judge": "server", "server": "http://127.0.0.1:9", "judge_model": "j"}
+    (served / "rl_think/run.json").write_text(json.dumps(about))
+    found = replay(served, tmp_path / "out", set=["judge=rule"])[0]
+    assert found["judge"] == "rule" and found["became_unscorable"] == 0
+
+
 def test_the_command_shows_it(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["replay", str(run), "--set", "reward=strict", "--output", str(tmp_path / "out")]
     assert cli.main(words) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "judged by rule" in shown and "became right" in shown and "'reward': 'strict'" in shown
+
+
+def test_the_pairs_of_every_set_count(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["replay", str(run), "--set", "reward=strict", "--output", str(tmp_path / "out"), "--set", "malformed=zero"]
+    assert cli.main(words) == 0
+    changed = json.loads((tmp_path / "out" / "replay.json").read_text())["settings"]["new"]
+    assert (changed["reward"], changed["malformed"]) == ("strict", "zero")
 
 
 @pytest.mark.parametrize("reward", ["prefix", "strict"])
@@ -113,6 +131,9 @@ def test_verls_dumps_are_judged_again(run: Path, tmp_path: Path, reward: str) ->
     judged = replay(dumps, tmp_path)[1]
     assert [one["new_score"] for one in judged] == [score.value for score in found.scores]
     assert [one["score"] for one in judged] == [one["new_score"] for one in judged]
+    if reward == "strict":
+        with pytest.raises(UserError, match="hold the one true segment, and no longer reference for `reward: prefix`"):
+            run_replay(ReplayConfig(run=dumps, set=["reward=prefix"]))
     (dumps / "1.jsonl").write_text(json.dumps(own) + "\n")
     with pytest.raises(UserError, match=r"1.jsonl, line 1: no column `task`, only input, output, score.*rlpt"):
         run_replay(ReplayConfig(run=dumps))

@@ -276,6 +276,7 @@ def test_rlpr_advantage_is_grpos() -> None:
     ("kind", "change", "words"),
     [
         (RPTConfig, {"num_target_tokens": 0}, "`num_target_tokens` is at least 1"),
+        (RPTConfig, {"max_failed_steps": 0}, "`max_failed_steps` is at least 1"),
         (VeriFreeConfig, {"max_answer_tokens": 0}, "`max_answer_tokens` is at least 1"),
         (VeriFreeConfig, {"max_failed_steps": 0}, "`max_failed_steps` is at least 1"),
         (RLPRConfig, {"max_answer_tokens": 0}, "`max_answer_tokens` is at least 1"),

@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from report_runs import HOSTILE, TRUTH, make_run, rlpt_log, rlpt_row, rlpt_rows, rlpt_run, whole_run
 from test_report import page_of, words_of
@@ -14,7 +16,7 @@ from test_trl_rlpt import RLPTGRPOConfig, Scripted, rows
 from trl_runs import TINY, save_policy
 
 from rl_think_ext.methods.interval import mean_interval
-from rl_think_ext.methods.rlpt import STATUSES, RLPTConfig
+from rl_think_ext.methods.rlpt import STATUSES, RLPTConfig, render_asr, render_msr
 from rl_think_ext.report import headline, tiles
 from rl_think_ext.report.folder import read
 from rl_think_ext.report.kinds import RLPT, kind_of
@@ -47,6 +49,17 @@ def test_a_prediction_stands_beside_what_was_true(page: str) -> None:
     said = words[words.index("Outputs before and after") : words.index("Settings and origin")]
     assert f"Dark clouds came over the hill. {TRUTH} before score 0.00 ok The sun shone." in said
     assert "after score +1.00 ok It rained on the hill." in said
+
+
+def test_a_sample_shows_the_text_and_not_the_words_that_ask(tmp_path: Path) -> None:
+    asked = [render_asr("It rained. "), render_msr("It rained. ", " So we left."), "Go on: It rained."]
+    rows = [
+        {"step": 1, "completion": "", "rlpt/status": "no_open", "prompt": [{"role": "user", "content": text}]}
+        for text in asked
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "completions_00001.parquet")
+    shown = [sample.context for sample in table(tmp_path / "completions_00001.parquet")]
+    assert shown == ["It rained. ", "It rained. <MASK> So we left.", "Go on: It rained."]
 
 
 def test_statuses_and_reasons_that_occurred_are_drawn(page: str) -> None:

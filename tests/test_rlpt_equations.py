@@ -103,6 +103,13 @@ STATUS = [
     (f"{OPEN}Then,{CLOSE}", True, "too_short"),
     (f"{OPEN}Then, . . . . . . . . .{CLOSE}", True, "too_short"),
     (f"{OPEN}Then,{chr(0x200B) * 40}{CLOSE}", True, "too_short"),
+    (f"{OPEN}Then,{chr(0xFE0F) * 40}{CLOSE}", True, "too_short"),
+    (f"{OPEN}The{chr(0x34F) * 40}n{chr(0x301) * 40}{CLOSE}", True, "too_short"),
+    (f"{OPEN}{' '.join(chr(0x2800) * 9)} Then{CLOSE}", True, "too_short"),
+    (f"{OPEN}Then ----------------{CLOSE}", True, "too_short"),
+    (f"{OPEN}Then、。「」『』！？（）{CLOSE}", True, "too_short"),
+    (f"{OPEN}{chr(0x3164) * 20}{CLOSE}", True, "empty"),
+    (f"{OPEN}**** ---- ~~~~ ===={CLOSE}", True, "empty"),
     (f"{OPEN}It rain{CLOSE}", True, "too_short"),
     (f"{OPEN}It raine{CLOSE}", True, "ok"),
     (f"{OPEN}{'a' * 30}{CLOSE}", True, "ok"),
@@ -130,6 +137,8 @@ def test_the_shortest_prediction_grows_with_its_segment():
 def test_words_and_begins_by_hand():
     assert words("It's RAINING: a = b_1, “x²”…") == ["it", "s", "raining", "a", "=", "b_1", "x²"]
     assert words("...") == [] and words("a-b $x$") == ["a", "-", "b", "$", "x", "$"]
+    # What nobody sees, and how an accent is encoded, make no other word.
+    assert words("cafe\u0301, hy\u00adphen\u200b。") == words("caf\u00e9 hyphen") == ["caf\u00e9", "hyphen"]
     for said, begun in {
         "It rained": True, "it RAINED, on us!": True, "It rained on us. We ran home.": True, "It": True,
         "It rain": False, "rained on us": False, "It rained on us. We ran home. And": False, "": False, "?!": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import time
+import unicodedata
 from typing import get_args
 
 import pytest
@@ -33,6 +34,7 @@ from rl_think_ext.template import (
     join,
     render,
     split,
+    with_short_runs,
 )
 from rl_think_ext.tiny import TEXT_TOKENIZER
 
@@ -268,6 +270,21 @@ def test_every_well_formed_output_is_ok_and_join_is_split_backwards(
 def test_join_refuses_what_could_not_be_told_apart(thought: str | None, answer: str, style: Style) -> None:
     with pytest.raises(ValueError, match="do not make a text of style"):
         join(thought, answer, style)
+
+
+def test_f29_a_tag_is_looked_for_in_linear_time_among_marks() -> None:
+    begin = time.process_time()
+    assert find_tag("a < b " + "\u0301\u0327" * 60_000 + "\u200b</ think>") == "</ think>"
+    assert find_tag("a < b " + "\u0f73" * 60_000) is None
+    assert time.process_time() - begin < 2
+
+
+def test_no_other_character_is_made_of_marks() -> None:
+    """F29: what NFKC begins with a mark is bounded as marks are."""
+    for i in range(0x300, 0x110000):
+        first = unicodedata.normalize("NFKD", chr(i))[0]
+        if unicodedata.combining(first):
+            assert len(with_short_runs(chr(i) * 40)) == 30, hex(i)
 
 
 @pytest.mark.parametrize("style", get_args(Style))

@@ -244,6 +244,18 @@ def test_f15_row_without_an_answer_is_unscorable_and_no_0(tmp_path, reward):
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+def test_f06_an_evaluation_in_small_batches_does_not_end_a_run(tmp_path):
+    """Ten batches of one group each; those without an answer are unscorable."""
+    config = VeriFreeConfig(answer_term=False, max_failed_steps=2)
+    sizes = {"num_generations_eval": 1, "per_device_eval_batch_size": 1}
+    trainer = answer_trainer(tmp_path, AnswerProbability(config), max_steps=1, **sizes)
+    trainer.train()
+    found = trainer.evaluate(answers(10).map(lambda row, i: {"target": row["target"] if i else ""}, with_indices=True))
+    assert found["eval_verifree/unscorable"] == pytest.approx(0.1)
+    found = trainer.evaluate(answers(10).map(lambda row: {"target": ""}))
+    assert found["eval_verifree/unscorable"] == 1.0
+
+
 # --- RLPR under TRL -------------------------------------------------------------------------------------------------
 
 
@@ -443,6 +455,14 @@ def test_rpt_continuation_ends_at_its_longest_and_at_an_end_of_text(tmp_path, te
 def test_rpt_output_without_a_prediction_is_as_the_settings_say(tmp_path, text_folder):
     found = paid_by(rpt_trainer(tmp_path, text_folder, RPTConfig(malformed="unscorable")))
     assert [value is None for value in found] == [False, False, False, True, False, True, True, False]
+
+
+def test_f06_rpt_steps_without_a_scorable_sample_end_the_run(tmp_path, text_folder):
+    config, untagged = RPTConfig(malformed="unscorable", max_failed_steps=2), ["hm", "</think> the"]
+    with pytest.raises(UserError, match=r"no sample was scorable in 2 steps in a row: .*malformed: unscorable"):
+        rpt_trainer(tmp_path / "a", text_folder, config, said=untagged, max_steps=5).train()
+    wrong = RPTConfig(malformed="zero", max_failed_steps=1)
+    rpt_trainer(tmp_path / "b", text_folder, wrong, said=untagged, max_steps=2).train()
 
 
 def test_rpt_row_without_a_target_is_none_and_a_broken_one_is_named(tmp_path, text_folder):

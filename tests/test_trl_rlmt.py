@@ -230,6 +230,12 @@ def test_f06_no_score_for_several_steps_raises(run):
         run(config=config, max_steps=5).train()
 
 
+def test_f06_a_fixed_floor_hides_no_dead_server(run):
+    config = {"server": "http://127.0.0.1:9", "deadline": 1.0, "retries": 0, "max_failed_steps": 2, "floor": -1.0}
+    with pytest.raises(UserError, match=r"no answer was scored in 2 steps in a row: malformed.*reward server"):
+        run(config=config, max_steps=5).train()
+
+
 def test_f10_the_reward_scores_in_another_process_without_a_trainer(reward_folder):
     reward = pickle.loads(pickle.dumps(PreferenceScore(RLMTConfig(reward_model=str(reward_folder)))))  # noqa: S301
     said = [[{"role": "assistant", "content": text}] for text in OUTPUTS]

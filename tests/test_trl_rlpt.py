@@ -302,6 +302,21 @@ def test_f06_no_verdict_for_several_steps_raises(run):
         run(Judged, config={**config, "max_failed_steps": 2}, max_steps=5).train()
 
 
+def test_f06_what_is_wrong_without_a_question_hides_no_dead_judge(run):
+    """A group of four brings an output without tags in every step: its 0 is no verdict of the judge."""
+    config = {"judge": "server", "server": "http://127.0.0.1:9", "judge_model": "j", "deadline": 1.0, "retries": 0}
+    with pytest.raises(UserError, match=r"no prediction was scored in 2 steps in a row: judge: connection"):
+        run(config={**config, "max_failed_steps": 2}, max_steps=5).train()
+
+
+def test_f06_outputs_about_which_nobody_is_asked_are_no_failure(run):
+    class Untagged(Scripted):
+        said = (OUTPUTS[2], "It will rain.")
+
+    config = {"judge": "server", "server": "http://127.0.0.1:9", "judge_model": "j", "deadline": 1.0}
+    run(Untagged, config={**config, "max_failed_steps": 1}, max_steps=2).train()
+
+
 def test_f08_equal_predictions_of_a_group_have_one_score():
     table = torch.full((6, len(FIELDS)), torch.nan)
     table[:, FIELDS.index("score")] = torch.tensor([1.0, 0.0, torch.nan, 0.0, 0.0, torch.nan])
@@ -551,11 +566,20 @@ def test_trl_grpo_by_file_and_settings(tmp_path, policy_folder, monkeypatch):
         ({"rlpt": {"reward": "prefx"}}, "`reward` is one of prefix, strict, got 'prefx'; did you mean `prefix`?"),
         ({"rlpt": {"msr_weight": 0}}, "`msr_weight` is a number above 0"),
         ({"rlpt": {"judge": "rule", "server": "http://x"}}, "`server` is for a judge behind a server"),
+        ({"rlpt": {"judge": "rule", "judge_thinking": False}}, "`judge_thinking` is for a judge behind a server"),
+        ({"rlpt": {"judge": "rule", "api_key_env": "KEY"}}, "`api_key_env` is for a judge behind a server"),
     ],
 )
 def test_f40_blocks_that_are_wrong_name_what_is_right(block, message):
     with pytest.raises(UserError, match=re.escape(message)):
         method_of(block, "run.yaml")
+
+
+def test_the_reward_of_another_method_is_refused_and_ones_own_may_be_named(tmp_path, policy_folder):
+    block = {"rl_think": {"rlpt": {"judge": "rule"}}, "model_name_or_path": str(policy_folder), "max_steps": 1}
+    with pytest.raises(UserError, match=r"reward_funcs: rl_think_ext.trl.rlmt is another method's reward"):
+        train.run(["--config", write(tmp_path, {**block, "reward_funcs": ["rl_think_ext.trl.rlmt"]})])
+    assert train.run(["--config", write(tmp_path, {**block, "reward_funcs": ["rl_think_ext.trl.rlpt"]})]) == 0
 
 
 def test_f33_a_dataset_of_another_method_is_refused(tmp_path, policy_folder):

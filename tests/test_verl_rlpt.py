@@ -419,9 +419,20 @@ def test_f6_steps_without_a_verdict_end_the_run(told, step_of, trainer_of, monke
     trainer._count_failures()
     with pytest.raises(UserError, match="no sample was scorable in 3 steps in a row: judge: deadline"):
         trainer._count_failures()
-    trainer.scores = {"a_0_0": Score(0.0)}
+    trainer.scores = dict.fromkeys(trainer.scores, Score(0.0))
     trainer._count_failures()
     assert trainer._failed == 0  # a wrong prediction is a score
+
+
+def test_f6_what_is_wrong_without_a_question_hides_no_dead_judge(told, step_of):
+    beside = [*told(RIGHT, WRONG, **LOST), *told("none")]
+    trainer = step_of(beside, "aaa").trainer
+    assert not trainer.nothing_scored and trainer._failed == 1
+    trainer._count_failures()
+    with pytest.raises(UserError, match="no sample was scorable in 3 steps in a row: judge: deadline"):
+        trainer._count_failures()
+    assert step_of(told("none", "nothing"), "aa").trainer._failed == 0  # nobody was asked
+    assert step_of([*told(RIGHT, **LOST), *told(WRONG)], "aa").trainer._failed == 0
 
 
 def columns_of(rows):

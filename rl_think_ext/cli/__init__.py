@@ -7,8 +7,8 @@ from importlib import import_module
 
 COMMANDS = {
     "demo": "teach the embedded model to think with RLP, on this machine, in minutes",
-    "train": "RLP or RLMT through TRL's trainers from one YAML file (TRL's keys plus a `rl_think:` block)",
-    "data": "build data out of texts and chats: contexts and targets, prompts, warm start, preference pairs",
+    "train": "RLP, RLMT or RLPT through TRL's trainers from one YAML file (TRL's keys plus a `rl_think:` block)",
+    "data": "build data out of texts and chats: contexts and targets, prompts, segments, warm start, pairs",
     "gain": "no training: how much does thinking help this model on this text? Select the positions where it does",
     "report": "one HTML file out of a run's folder, or of two side by side",
     "replay": "score a run's stored completions again, with other settings or another model",

@@ -7,9 +7,10 @@ def run(argv: list[str]) -> int:
     """Measure as the flags say, print the numbers and the verdict; returns the exit status."""
     import tyro
 
+    from rl_think_ext.cli.pairs import gathered
     from rl_think_ext.offline.config import GainConfig
 
-    config = tyro.cli(GainConfig, args=argv, prog="rl-think gain")
+    config = tyro.cli(GainConfig, args=gathered(argv), prog="rl-think gain")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

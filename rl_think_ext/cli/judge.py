@@ -26,9 +26,10 @@ def run(argv: list[str]) -> int:
         raise UserError(f"there is no command `judge {argv[0]}`; there is `judge check`")
     import tyro
 
+    from rl_think_ext.cli.pairs import gathered
     from rl_think_ext.offline.judge_check import JudgeCheckConfig, run_check
 
-    config = tyro.cli(JudgeCheckConfig, args=argv[1:], prog="rl-think judge check")
+    config = tyro.cli(JudgeCheckConfig, args=gathered(argv[1:]), prog="rl-think judge check")
     from tqdm import tqdm
 
     from rl_think_ext.offline.judge_show import show_check

@@ -7,9 +7,10 @@ def run(argv: list[str]) -> int:
     """Score again as the flags say, print old against new; returns the exit status."""
     import tyro
 
+    from rl_think_ext.cli.pairs import gathered
     from rl_think_ext.offline.replay import ReplayConfig, run_replay
 
-    config = tyro.cli(ReplayConfig, args=argv, prog="rl-think replay")
+    config = tyro.cli(ReplayConfig, args=gathered(argv), prog="rl-think replay")
     from transformers.utils import logging
 
     logging.set_verbosity_error()

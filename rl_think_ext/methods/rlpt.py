@@ -8,6 +8,7 @@ follows in the text; the reward is 1 or 0. J = E_ASR[r] + lambda * E_MSR[r].
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from rl_think_ext.methods.verdict import judge_prompt as judge_prompt
 from rl_think_ext.methods.verdict import parse_verdict as parse_verdict
-from rl_think_ext.template import CLOSE_PREDICTION, CLOSE_TAG, OPEN_PREDICTION
+from rl_think_ext.template import CLOSE_PREDICTION, CLOSE_TAG, INVISIBLE, OPEN_PREDICTION, with_short_runs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,10 @@ PredictionStatus = Literal["ok", "no_open", "no_close", "truncated", "empty", "t
 TASKS: tuple[Task, ...] = get_args(Task)
 STATUSES: tuple[PredictionStatus, ...] = get_args(PredictionStatus)
 
-_MARKS = r".,;:!?\"'“”‘’()\[\]…"
+# Settings that say nothing to `judge: rule`.
+SERVED = ("server", "judge_model", "judge_prompt", "judge_thinking", "api_key_env", "cache_file")
+
+_MARKS = r".,;:!?\"'“”‘’()\[\]…。，、；：！？（）「」『』《》〈〉【】«»‹›"
 MASK = "<MASK>"  # where the missing segment of MSR was
 # Paper: both prompts as the source prints them; the MSR one goes on to ask for the same tags, in words of ours.
 _ASR = (
@@ -58,7 +62,8 @@ class RLPTConfig:
         malformed: What an output without a prediction between its tags is worth: zero, as a wrong one; unscorable:
             nothing, it leaves the group. The paper does not say.
         min_prediction_chars: Shorter predictions are wrong without a question: "Therefore," begins many a sentence.
-            Marks of sentences and characters that are not seen do not count.
+            Marks of sentences, accents and characters that are not seen do not count; a sign that is repeated
+            counts once.
         min_prediction_share: The same, as a share of the reference's first segment.
         max_prediction_chars: Longer predictions are wrong without a question; a prediction is never cut.
         judge: server: a language model behind an OpenAI-compatible endpoint; rule: the normalised words of the
@@ -81,7 +86,8 @@ class RLPTConfig:
         cache_size: Verdicts that are kept in memory.
         num_canaries: Known-wrong and known-right pairs sent with every batch; the share that the judge gets right is
             logged.
-        max_failed_steps: Raise after so many reward calls in a row without one scorable sample.
+        max_failed_steps: Raise after so many reward calls in a row in which the judge was asked and gave no verdict, or
+            no sample was scorable.
     """
 
     reward: Reward = "prefix"
@@ -134,8 +140,8 @@ class RLPTConfig:
                 "`max_prediction_chars` lies below `min_prediction_chars`: every prediction would be wrong"
             )
         if self.judge == "rule":
-            for name in ("server", "judge_model", "judge_prompt", "cache_file"):
-                if getattr(self, name):
+            for name in SERVED:
+                if getattr(self, name) not in (None, ""):
                     raise ValueError(f"`{name}` is for a judge behind a server, not for `judge: rule`: take one out")
 
 
@@ -199,6 +205,19 @@ def render_msr(context: str, next_segment: str) -> str:
     return f"{before}{context}{mask}{next_segment}{behind}"
 
 
+def material(prompt: str) -> str:
+    """What a prompt of either task shows of the text, without the words that ask; a prompt in other words as it is.
+
+    >>> material(render_msr("It rained. ", " So we left.")), material(render_asr("It rained. "))
+    ('It rained. <MASK> So we left.', 'It rained. ')
+    """
+    for before, behind in ((_ASR, ""), (_MSR[0], _MSR[2])):
+        start = prompt.find(before)
+        if start >= 0 and prompt.endswith(behind):
+            return prompt[start + len(before) : len(prompt) - len(behind)]
+    return prompt
+
+
 def extract_prediction(text: str) -> str | None:
     """What stands between the last complete pair of tags, stripped; None without a pair.
 
@@ -234,9 +253,16 @@ def read_prediction(text: str, reference: Reference, config: RLPTConfig, *, fini
 
 
 def _num_said(text: str) -> int:
-    """Characters of a text without marks of sentences and what is not seen: neither makes a prediction longer (F23)."""
-    seen = "".join(char for char in text if char.isprintable() or char.isspace())
-    return len(re.sub(rf"[\s{_MARKS}]+", " ", seen).strip())
+    """Characters of a text but for what makes no prediction longer (F23): marks of sentences, accents, the unseen.
+
+    A sign that is repeated counts once, and a text without a letter or a digit says nothing: "********".
+    """
+    shown = INVISIBLE.sub("", text)
+    seen = "".join(c for c in shown if (c.isprintable() or c.isspace()) and not unicodedata.combining(c))
+    if not any(map(str.isalnum, seen)):
+        return 0
+    blank = chr(0x2800)  # of Braille: printable, and not seen
+    return len(re.sub(r"([\W_])\1+", r"\1", re.sub(rf"[\s{_MARKS}{blank}]+", " ", seen)).strip())
 
 
 def begins(prediction: str, reference: str) -> bool:
@@ -252,11 +278,12 @@ def begins(prediction: str, reference: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words, numbers and signs of a text as they are compared: case folded, marks of sentences left out.
+    """The words, numbers and signs of a text as they are compared: case folded, marks and what is not seen left out.
 
     Signs of a formula stand for themselves: "a = b" and "a - b" differ.
     """
-    return re.findall(rf"\w+|[^\w\s{_MARKS}]", text.casefold())
+    text = unicodedata.normalize("NFC", with_short_runs(INVISIBLE.sub("", text))).casefold()
+    return re.findall(rf"\w+|[^\w\s{_MARKS}]", text)
 
 
 def weighted(advantages: Tensor, tasks: Sequence[str], msr_weight: float) -> Tensor:

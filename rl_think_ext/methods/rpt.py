@@ -24,14 +24,17 @@ class RPTConfig:
         num_target_tokens: Tokens of the continuation that a prediction may span; a longer prediction is no match.
         malformed: What an output without a prediction is worth: zero, as in the paper, or unscorable (left out of its
             group). Counted either way.
+        max_failed_steps: Raise after so many reward calls in a row without one scorable sample.
     """
 
     num_target_tokens: int = 32
     malformed: Literal["zero", "unscorable"] = "zero"
+    max_failed_steps: int = 3
 
     def __post_init__(self) -> None:
-        if self.num_target_tokens < 1:
-            raise ValueError(f"`num_target_tokens` is at least 1, got {self.num_target_tokens}")
+        for name in ("num_target_tokens", "max_failed_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is at least 1, got {getattr(self, name)}")
 
 
 class Continuation(NamedTuple):

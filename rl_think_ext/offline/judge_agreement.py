@@ -66,7 +66,8 @@ def load(
     the server can do.
     """
     silent = sum(stats[f"no_verdict/{kind}"] for kind in NO_REPLY) if stats["num_unscorable"] else 0.0
-    num_answers = stats["num_asked"] - silent + stats["num_canaries"]
+    # Equal pairs are asked once and counted each; where none was answered, no canary was either.
+    num_answers = stats["num_asked"] - silent + stats["num_canaries"] if silent < stats["num_asked"] else 0.0
     per_request = {
         what: stats[f"{what}_tokens"] / num_answers if num_answers else math.nan for what in ("prompt", "completion")
     }

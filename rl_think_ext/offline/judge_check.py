@@ -124,7 +124,9 @@ def _write(path: Path, found: Mapping[str, Any]) -> None:
     """As JSON, in which an unknown number is null."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, (json.dumps(_plain(found), indent=2, ensure_ascii=False) + "\n").encode())
+        write_whole(
+            path, (json.dumps(_plain(found), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+        )
     except OSError as error:
         raise UserError(f"could not write {path}: {error.strerror}") from error
 

@@ -11,7 +11,7 @@ from rl_think_ext.data.prediction_rows import sample_of
 from rl_think_ext.data.sources import source_name
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.interval import mean_interval
-from rl_think_ext.methods.rlpt import TASKS, RLPTConfig
+from rl_think_ext.methods.rlpt import SERVED, TASKS, RLPTConfig
 from rl_think_ext.offline.config import with_set
 from rl_think_ext.offline.replay import settings_of
 from rl_think_ext.offline.rollouts import Run, next_folder
@@ -34,7 +34,14 @@ def judge_again(config: ReplayConfig, run: Run) -> dict[str, Any]:
     if config.model is not None:
         raise UserError("--model: predictions are judged, not scored by a model; name a judge by --set judge_model=…")
     steps, old = run.choose(config.steps), settings_of(run)
-    new = with_set(RLPTConfig, old, config.set, {}, str(run.source))
+    # The rule takes none of what a served judge was told.
+    kept = {name: value for name, value in old.items() if "judge=rule" not in config.set or name not in SERVED}
+    new = with_set(RLPTConfig, kept, config.set, {}, str(run.source))
+    if old.get("reward") == "strict" != new.reward and all(run.steps[step][0].suffix == ".jsonl" for step in steps):
+        raise UserError(
+            "--set reward=prefix: verl's dumps of a strict run hold the one true segment, and no longer reference for "
+            "`reward: prefix`"
+        )
     rows = [{**row, "step": step} for step in steps for row in run.read(step)]
     samples = [sample_of(row, f"{run.folder}, step {row['step']}, sample {i}") for i, row in enumerate(rows)]
     found = PredictionScorer(new, load_judge(new))([one for one, _ in samples], [said for _, said in samples])

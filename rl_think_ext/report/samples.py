@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.interval import FEW
+from rl_think_ext.methods.rlpt import material
 from rl_think_ext.report.folder import Folder
 from rl_think_ext.report.kinds import RLMT, RLPT
 from rl_think_ext.report.text import number
@@ -175,7 +176,8 @@ def _prediction(row: Mapping[str, Any]) -> Sample:
     prompt, prediction = _chat(row.get("prompt")), row.get("rlpt/prediction")
     return Sample(
         id=str(row.get("rlpt/id") or prompt),
-        context=prompt,
+        # The words that ask are the same everywhere, and those of MSR stand behind the text.
+        context=material(prompt),
         target=str(row.get("rlpt/reference") or ""),
         text=_text(row.get("completion")) if prediction is None else str(prediction),
         value=number(row.get("rlpt/score")),

@@ -9,7 +9,7 @@ RLPT = (
         "rlpt-score",
         "Predictions that are right",
         (("rlpt/score", "all"), ("rlpt/asr/score", "what follows (ASR)"), ("rlpt/msr/score", "what is missing (MSR)")),
-        "Rises, MSR above ASR: it sees both sides. One that rises while predictions shrink is no progress: read some.",
+        "Rises for both tasks. One that rises while predictions shrink is no progress: read some.",
         share=True,
     ),
     Spec(

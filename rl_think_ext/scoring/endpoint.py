@@ -146,6 +146,7 @@ class Endpoint:
 
     async def _run(self, call: Call[T], path: str) -> None:
         wire, numbers = self._connected(), iter(range(len(call.bodies)))
+        num_good = self.breaker.num_good
         url = wire.url(path)
         try:
             async with asyncio.timeout_at(call.until):
@@ -155,8 +156,10 @@ class Endpoint:
                     for _ in range(min(self.num_at_once, len(call.bodies))):
                         group.create_task(work(wire, url, call, numbers))
         except TimeoutError:
-            # What is missing then, the caller fills in. A server that was silent for as long as a try may take is down.
-            if not call.latencies and call.seconds >= 0.9 * min(self.config.timeout, self.config.deadline):
+            # What is missing then, the caller fills in. A server that was silent to all calls for as long as a try may
+            # take is down.
+            silent = self.breaker.num_good == num_good
+            if silent and call.seconds >= 0.9 * min(self.config.timeout, self.config.deadline):
                 self.breaker.trip()
         except Tripped as tripped:
             call.given_up = str(tripped)

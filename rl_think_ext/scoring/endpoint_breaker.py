@@ -16,6 +16,7 @@ class Breaker:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.num_failed = 0
+        self.num_good = 0
 
     @property
     def is_open(self) -> bool:
@@ -24,6 +25,7 @@ class Breaker:
     def good(self) -> None:
         """A whole reply came, were it a refusal of one request."""
         self.num_failed = 0
+        self.num_good += 1
 
     def bad(self) -> None:
         """A request failed for good, with all its tries."""

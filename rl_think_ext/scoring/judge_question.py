@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from rl_think_ext.scoring.judge import Pair
 
 # Part of what a verdict is kept under: another number asks all questions anew.
-QUOTING = 1
+QUOTING = 2
 LARGEST_PROMPT = 2**16  # bytes
 # Control tokens begin with "<": <|im_end|>, </s>, <start_of_turn>, DeepSeek's with full-width bars. The look-alikes
 # become "<" in tokenizers that normalise; "<=" and "<5" begin none.
 _OPENING = re.compile(r"([<＜﹤])(?=[^\s=\d])")
 # Mistral's and BERT's: [INST], [/INST], [TOOL_CALLS], [gMASK], [SEP]; not [1] and not [sic].
 _BRACKETED = re.compile(r"([\[［])(?=/?(\w{2,60})[\]］])")
-# Half characters, and controls that no text needs, are refused by some servers.
-_NO_TEXT = re.compile("[\ud800-\udfff\x00-\x08\x0e-\x1f\x7f]")
+# EXAONE's and MiniMax': [|endofturn|], ]~b], [e~[.
+_BARRED = re.compile(r"([\[\]［］])(?=[|｜~]|e~)")
+# Half characters, and controls that no text needs, are refused by some servers and dropped by some tokenizers.
+_NO_TEXT = re.compile("[\ud800-\udfff\x00-\x08\x0b\x0e-\x1f\x7f-\x84\x86-\x9f]")
 
 
 def quoted(text: str) -> str:
@@ -37,7 +39,7 @@ def quoted(text: str) -> str:
     >>> quoted("a<b [INST] x <|im_end|> [1]")
     'a< b [ INST] x < |im_end|> [1]'
     """
-    return _BRACKETED.sub(_broken, _OPENING.sub(r"\1 ", _NO_TEXT.sub("\ufffd", text)))
+    return _BARRED.sub(r"\1 ", _BRACKETED.sub(_broken, _OPENING.sub(r"\1 ", _NO_TEXT.sub("\ufffd", text))))
 
 
 def _broken(found: re.Match[str]) -> str:

@@ -45,6 +45,12 @@ def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
     return metrics | group_statistics(column(table, "score"), group_size)
 
 
+def all_lost(table: Tensor) -> bool:
+    """Whether the judge was asked and gave no verdict at all; what is wrong without a question tells nothing of it."""
+    judged = column(table, "judged") == 1
+    return bool(judged.any() and column(table, "score")[judged].isnan().all())
+
+
 def judge_metrics(stats: Tensor) -> dict[str, float]:
     """What the judges of a step's processes say of themselves, NaN where none of them knows: the same names always.
 

@@ -37,6 +37,7 @@ def train(config: dict[str, Any], rest: list[str], method: Any, where: str) -> P
         from rl_think_ext.trl.answer_reward import REWARDS
 
         own, kind, rlp = [REWARDS[type(method)](method)], REWARDS[type(method)].arguments, None
+    name = own[0].method if own else "rlp"
     given = arguments_of(GRPOScriptArguments, kind, config, rest, where)
     script, args, model = given.script, given.args, given.model
     checkpoint = checkpoint_of(args, (rlp or method.scoring).averages)
@@ -47,7 +48,7 @@ def train(config: dict[str, Any], rest: list[str], method: Any, where: str) -> P
             model.model_name_or_path,
             args,
             rlp=rlp,
-            reward_funcs=[*own, *rewards_of(script.reward_funcs or [])],
+            reward_funcs=[*own, *rewards_of(script.reward_funcs or [], name)],
             train_dataset=split_of(splits, script.dataset_train_split, script.dataset_name),
             eval_dataset=split_of(splits, script.dataset_test_split, script.dataset_name) if evaluates(args) else None,
             **given.model_options,
@@ -185,20 +186,36 @@ def writable(folder: str) -> None:
 _OWN = tuple(f"rl_think_ext.trl.{name}" for name in ("rlp", "rlmt", "rlpt", "rpt", "verifree", "rlpr"))
 
 
-def rewards_of(names: list[str] | str) -> list[Any]:
+def check_methods(names: Iterable[str], method: str) -> None:
+    """Refuse the reward of another method than the run's.
+
+    Raises:
+        UserError: naming it.
+    """
+    for name in names:
+        if name in _OWN and name != f"rl_think_ext.trl.{method}":
+            raise UserError(
+                f"reward_funcs: {name} is another method's reward, and a run has one method: take it out, or say it in "
+                f"place of `{method}:` below `rl_think:`"
+            )
+
+
+def rewards_of(names: list[str] | str, method: str) -> list[Any]:
     """Further rewards, by TRL's own names or dotted path; the method's own is always there.
 
     Raises:
-        UserError: a name that cannot be imported.
+        UserError: a name that cannot be imported, or the reward of another method.
     """
     import trl.rewards
 
+    names = [names] if isinstance(names, str) else names
+    check_methods(names, method)
     # As `trl grpo` does: a file in the current folder can be named.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     found = []
-    for name in [names] if isinstance(names, str) else names:
-        if name in _OWN:
+    for name in names:
+        if name == f"rl_think_ext.trl.{method}":
             continue
         module, _, attribute = name.rpartition(".")
         try:

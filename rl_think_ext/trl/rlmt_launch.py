@@ -77,7 +77,7 @@ def _grpo(given: Arguments, rlmt: RLMTConfig, rows: Any, held_out: Any) -> Any:
         given.model.model_name_or_path,
         given.args,
         rlmt=rlmt,
-        reward_funcs=rewards_of(given.script.reward_funcs or []),
+        reward_funcs=rewards_of(given.script.reward_funcs or [], "rlmt"),
         train_dataset=rows,
         eval_dataset=held_out,
         **given.model_options,

@@ -11,7 +11,7 @@ from rl_think_ext.errors import UserError
 from rl_think_ext.messages import messages_of
 from rl_think_ext.methods.rlmt import RLMTConfig
 from rl_think_ext.methods.rlmt_alarms import RLMTAlarms
-from rl_think_ext.scoring.preference import Output, Preferences, PreferenceScorer
+from rl_think_ext.scoring.preference import Output, Preferences, PreferenceScorer, column
 from rl_think_ext.scoring.preference_step import paid, step_metrics
 from rl_think_ext.scoring.reward_model import load_reward_model
 from rl_think_ext.trl import host, rlmt_checks
@@ -69,6 +69,11 @@ class PreferenceScore(StepReward):
         # The largest noise that a rank measured is everybody's.
         self._table, self._noise = self.gather(self.last.table), float(self.gather(noise).max())
         return self._rewards(self._table, self._noise)
+
+    def has_failed(self, rewards: torch.Tensor) -> bool:
+        """Also without a score of all that have the form: a fixed `floor` for the others would hide it."""
+        scores = column(self._table, "score")[column(self._table, "malformed") == 0]
+        return super().has_failed(rewards) or bool(len(scores) and scores.isnan().all())
 
     def reasons(self) -> list[str]:
         """Why samples of this rank's last batch have no score."""

@@ -265,8 +265,13 @@ class InformationGain:
         return Gains(table, float(noise.max()))
 
     def _count_failures(self) -> None:
-        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is."""
+        """Give up after several calls in a row without a single score (F6): the checkpoint stays as it is.
+
+        An evaluation may come in batches of one output, of which several without a score are no failure of anything.
+        """
         assert self.last is not None
+        if not self.trainer.model.training:
+            return
         reason = self.last.column("reason")
         self._failed = self._failed + 1 if bool((reason >= 0).all()) else 0
         if self._failed >= self.config.max_failed_steps:

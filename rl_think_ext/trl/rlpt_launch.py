@@ -31,7 +31,7 @@ def train(config: dict[str, Any], rest: list[str], rlpt: RLPTConfig, where: str)
             given.model.model_name_or_path,
             given.args,
             rlpt=rlpt,
-            reward_funcs=rewards_of(given.script.reward_funcs or []),
+            reward_funcs=rewards_of(given.script.reward_funcs or [], "rlpt"),
             train_dataset=rows,
             eval_dataset=held_out,
             **given.model_options,

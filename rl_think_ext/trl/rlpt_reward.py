@@ -15,7 +15,7 @@ from rl_think_ext.methods.rlpt import TASKS, RLPTConfig
 from rl_think_ext.methods.rlpt_alarms import RLPTAlarms
 from rl_think_ext.scoring.judge import STATS, load_judge
 from rl_think_ext.scoring.prediction import FIELDS, Predictions, PredictionScorer, Segment, column
-from rl_think_ext.scoring.prediction_step import judge_metrics, step_metrics
+from rl_think_ext.scoring.prediction_step import all_lost, judge_metrics, step_metrics
 from rl_think_ext.scoring.preference import Output
 from rl_think_ext.trl import host, rlpt_checks
 from rl_think_ext.trl.rows import columns_of
@@ -90,6 +90,10 @@ class PredictionScore(StepReward):
     def rollouts(self, step: int) -> Any:
         """This rank's last batch of training, enough to judge it again."""
         return None if self._batch is None else rollout_table(step, *self._batch)
+
+    def has_failed(self, rewards: torch.Tensor) -> bool:
+        """Also without a single verdict: outputs that are wrong without a question would hide a dead judge for ever."""
+        return super().has_failed(rewards) or all_lost(self.table)
 
     def tasks(self) -> list[str]:
         """The task of each sample of all ranks, as the rewards are ordered."""

@@ -36,7 +36,7 @@ def train(config: dict[str, Any], rest: list[str], method: RPTConfig, where: str
     try:
         trainer = GRPOTrainer(
             model=name,
-            reward_funcs=[reward, *rewards_of(script.reward_funcs or [])],
+            reward_funcs=[reward, *rewards_of(script.reward_funcs or [], "rpt")],
             args=args,
             processing_class=tokenizer_for(name, args),
             train_dataset=rows,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rl_think_ext import settings
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rpt import Continuation, RPTConfig, continuation, extract_prediction, reward
@@ -54,6 +56,7 @@ class PrefixMatch:
             checks.check_rewards(trainer)
         self._trainer, self._tokenizer = trainer, tokenizer
         self._known: dict[Any, Continuation] = {}
+        self._failed = 0
         callback = RecordCallback(trainer, self._describe, None, PREFIX)
         trainer.add_callback(callback)
         if trainer.is_in_train:
@@ -82,6 +85,7 @@ class PrefixMatch:
             None if not target.text else reward(one, target, self.config.malformed)
             for one, target in zip(said, targets, strict=True)
         ]
+        self._count_failures(paid)
         if log_metric is not None:
             self._log(log_metric, said, targets, paid)
         if log_extra is not None:
@@ -127,6 +131,23 @@ class PrefixMatch:
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         return continuation(pieces)
+
+    def _count_failures(self, paid: Sequence[float | None]) -> None:
+        """Give up after several calls in a row in which no process had a scorable sample (F6).
+
+        An evaluation may come in batches of one output, of which several without a box are no failure of anything.
+        """
+        assert self._trainer is not None
+        if not self._trainer.model.training:
+            return
+        accelerator = self._trainer.accelerator
+        mine = torch.tensor([float(any(value is not None for value in paid))], device=accelerator.device)
+        self._failed = 0 if bool(accelerator.gather(mine).any()) else self._failed + 1
+        if self._failed >= self.config.max_failed_steps:
+            raise UserError(
+                f"no sample was scorable in {self._failed} steps in a row: the outputs have no prediction in \\boxed{{}} "
+                "behind the thought (`malformed: unscorable`), or the rows have no target"
+            )
 
     def _log(
         self,

@@ -168,6 +168,10 @@ class StepReward(ABC):
         gathered: torch.Tensor = accelerator.gather(rows.to(accelerator.device))
         return gathered.cpu()
 
+    def has_failed(self, rewards: torch.Tensor) -> bool:
+        """Whether a batch of all ranks brought nothing that was scored."""
+        return bool(rewards.isnan().all())
+
     def _outputs(self, completions: Sequence[Any], ids: Sequence[Sequence[int]] | None) -> list[Output]:
         if self._read is None or ids is None:
             return outputs.texts_of(completions)
@@ -180,7 +184,7 @@ class StepReward(ABC):
         """
         if self.is_bound and not self.trainer.model.training:
             return
-        self._failed = self._failed + 1 if bool(rewards.isnan().all()) else 0
+        self._failed = self._failed + 1 if self.has_failed(rewards) else 0
         if self._failed >= self.config.max_failed_steps:
             found = sorted(set(self.reasons())) or ["other ranks' samples"]
             raise UserError(f"no {self.unit} was scored in {self._failed} steps in a row: {'; '.join(found[:5])}")

@@ -38,6 +38,15 @@ class RewardTrainer(ThinkTrainer):
             UserError: what ended the run in a worker.
         """
 
+    @abstractmethod
+    def was_asked(self, shown: Mapping[str, Any]) -> bool:
+        """Whether a sample reached what scores; `shown` is what a dump says of it."""
+
+    def has_failed(self) -> bool:
+        """Also without a score of all that were asked for: a number for outputs without the form would hide it."""
+        asked = [key for key, shown in self.columns.items() if self.was_asked(shown)]
+        return super().has_failed() or bool(asked and all(self.scores[key].value is None for key in asked))
+
     def _compute_reward_colocate(self, batch: Any, metrics: dict[str, Any] | None = None) -> Any:
         """verl keeps what a colocated reward model's manager says beside the samples: put it where it is otherwise."""
         with self._rows_shown(batch):

@@ -36,6 +36,10 @@ class RLMTTrainer(RewardTrainer):
         """The alarms of the method."""
         return RLMTAlarms()
 
+    def was_asked(self, shown: Mapping[str, Any]) -> bool:
+        """Whether the reward model was asked: an output without the form has no answer."""
+        return shown[FORM.prefix + "answer"] is not None
+
     def settled(self, infos: Sequence[Mapping[str, Any]], groups: Sequence[Hashable], *, compared: bool) -> Step:
         """See `Step.of`."""
         return Step.of(infos, groups, self.settings, compared=compared)

@@ -45,6 +45,10 @@ class RLPTTrainer(RewardTrainer):
         """See `rlpt_sample.settled`."""
         return settled(infos, groups, compared=compared)
 
+    def was_asked(self, shown: Mapping[str, Any]) -> bool:
+        """Whether the judge was asked."""
+        return bool(shown[FORM.prefix + "status"] == "ok")
+
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()
         ends = ends_of(self.config.actor_rollout_ref.model.path, self.tokenizer)

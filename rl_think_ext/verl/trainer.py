@@ -230,8 +230,12 @@ class ThinkTrainer(PPOTrainerSync):
         """Whether the step's batch has no sample that can be trained on."""
         return all(score.value is None for score in self.scores.values())
 
+    def has_failed(self) -> bool:
+        """Whether the step brought nothing that was scored."""
+        return self.nothing_scored
+
     def _count_failures(self) -> None:
-        self._failed = self._failed + 1 if self.nothing_scored else 0
+        self._failed = self._failed + 1 if self.has_failed() else 0
         if self._failed >= self.settings.max_failed_steps:
             found = sorted({score.reason for score in self.scores.values() if score.reason})
             raise UserError(f"no sample was scorable in {self._failed} steps in a row: {', '.join(found[:5])}")

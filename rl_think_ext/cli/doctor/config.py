@@ -217,6 +217,10 @@ def check_other_rewards(case: Case) -> Iterator[Finding]:
     gains = [name for name in rewards if name == REWARD or (stock and _is_gain(name))]
     names = [name for name in rewards if name not in gains]
     others = names + gains[1:]
+    if not stock:
+        from rl_think_ext.trl.launch import check_methods
+
+        check_methods(rewards, file(case).method)
     if stock and not gains:
         found = f"Of `reward_funcs:` {', '.join(rewards) or 'nothing'} none that can be imported is RLP's gain."
         yield Finding("broken", "reward_funcs", found, f"Name {REWARD}, or a subclass's object, for `trl grpo`.")

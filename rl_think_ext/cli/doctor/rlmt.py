@@ -239,8 +239,16 @@ def broken_imports(names: Sequence[str], own: str) -> list[Finding]:
 
 
 def stand_in(case: Case, kind: type, names: Sequence[str]) -> SimpleNamespace:
-    """What the reward's own checks look at of a trainer, before there is one."""
+    """What the reward's own checks look at of a trainer, before there is one.
+
+    Raises:
+        UserError: the reward of another method.
+    """
+    from rl_think_ext.trl.launch import check_methods
+
     it, args = file(case), arguments(case).args
+    if not it.stock:
+        check_methods(names, it.method)
     rewards = [reward(name) for name in names]
     if not it.stock and not any(isinstance(one, kind) for one in rewards):
         rewards = [kind(), *rewards]
