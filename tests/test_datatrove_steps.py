@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
@@ -140,3 +141,38 @@ def test_the_other_executors_know_their_arguments(file: str, kind: type) -> None
     names = {keyword.arg for keyword in call.keywords}
     assert names <= inspect.signature(kind).parameters.keys()
     assert {"tasks", "logging_dir", "depends"} <= names
+
+
+@pytest.mark.slow
+def test_rows_are_those_of_the_builder(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from rl_think_ext.data.datatrove_rows import rows_steps
+    from rl_think_ext.data.rlpt import RLPTDataConfig, build
+
+    texts = [
+        " ".join(f"Sentence number {j} of text {i} says that it rained again." for j in range(3 + i % 4))
+        for i in range(40)
+    ]
+    texts += ["Too short a text.", "A text with a <think> in it. It goes. It has to."]
+    (tmp_path / "raw").mkdir()
+    for part in range(2):
+        rows = [json.dumps({"id": str(i), "text": t}) for i, t in enumerate(texts) if i % 2 == part]
+        (tmp_path / f"raw/{part}.jsonl").write_text("\n".join(rows))
+    # The tasks are drawn by a document's id, and the builder's begin with the file's name: two files may have a 0 each.
+    given = {"input": str(tmp_path / "raw"), "dedup": "none", "pii": False, "rules": False, "msr_share": 1.0}
+    build(RLPTDataConfig(**given, output=str(tmp_path / "one")))
+    config = RLPTDataConfig(**given, output=str(tmp_path / "many"))
+    steps = [JsonlReader(str(tmp_path / "raw")), *rows_steps(config)]
+    LocalPipelineExecutor(steps, tasks=2, workers=1, logging_dir=str(tmp_path / "logs")).run()
+    one, many = pq.read_table(tmp_path / "one/train.parquet"), pq.read_table(tmp_path / "many")
+    assert many.schema.names == one.schema.names
+    assert sorted(map(_content, one.to_pylist())) == sorted(map(_content, many.to_pylist()))
+    stats = json.loads((tmp_path / "logs/stats.json").read_text())
+    (counted,) = [step["stats"] for step in stats if step["name"].endswith("RLPT rows")]
+    assert counted["rows"]["total"] == len(many) == 100
+    assert counted["dropped_thinking tag in the text"] == 1 and counted["dropped_no target"] == 1
+
+
+def _content(row: dict[str, Any]) -> list[str]:
+    return [row["id"].rpartition("/")[2].rpartition(":")[2], *(repr(row[name]) for name in row if name != "id")]

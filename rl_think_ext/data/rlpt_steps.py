@@ -90,7 +90,7 @@ class Steps:
 
     def _clean(self, document: Document, report: Report) -> Document | None:
         with report.timed("tags"):
-            reason = self._tag(document.text)
+            reason = self.tag_in(document.text)
         if reason:
             return report.take("tags", reason, document, shown=False)
         if self.pii:
@@ -115,7 +115,7 @@ class Steps:
             found.append(("rules", self.rules, "{}"))
         return found
 
-    def _tag(self, text: str) -> str:
+    def tag_in(self, text: str) -> str:
         """Why a text would mix with what a prompt or an output is made of (F24, F25)."""
         if "<" in text and any(tag in text for tag in (OPEN_PREDICTION, CLOSE_PREDICTION, MASK)):
             return "tag of the prompts in the text"
