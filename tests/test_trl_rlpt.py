@@ -411,11 +411,29 @@ def test_f31_a_tokenizer_that_loses_the_tags_is_refused():
         ({"segment_ends": [3]}, "row 0 of the dataset: column `segment_ends` does not fit"),
         ({"task": "mrs"}, "column `task` is one of asr, msr, got 'mrs'"),
         ({"context": 7}, "column `context` holds int"),
+        ({"prompt": None}, "row 0 of the dataset, column `prompt`: expected a chat"),
     ],
 )
 def test_f33_rows_that_are_none_are_named_at_the_start(run, changes, message):
     with pytest.raises(UserError, match=message):
         run(data=Dataset.from_list([row(**changes)] * 4))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        (None, "expected a chat (a text, or a list of role and content), got NoneType"),
+        ([], "got an empty list"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "ends with the assistant's message",
+        ),
+    ],
+)
+def test_f32_a_prompt_in_the_middle_that_cannot_be_asked_is_named(run, prompt, words):
+    data = Dataset.from_list([row(i, id=f"doc:{i}") for i in range(3)] + [row(3, id="doc:3", prompt=prompt)])
+    with pytest.raises(UserError, match=r"row doc:3, column `prompt`: .*" + re.escape(words)):
+        run(data=data, max_steps=4).train()
 
 
 def test_f33_a_row_in_the_middle_is_named_by_its_id():

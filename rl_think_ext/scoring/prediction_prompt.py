@@ -16,6 +16,23 @@ from rl_think_ext.template import CLOSE_PREDICTION, OPEN_PREDICTION
 _PROBE = f"So {OPEN_PREDICTION} It rained. {CLOSE_PREDICTION}"
 
 
+def asked_of(prompt: Any, where: str) -> str | list[dict[str, str]]:
+    """What a row's column `prompt` asks: a text as it is, or a chat that ends with a user's message.
+
+    Args:
+        where: The words that name the row in an error.
+
+    Raises:
+        UserError: anything else (F32).
+    """
+    if isinstance(prompt, str):
+        return prompt
+    chat = messages_of(prompt, f"{where}, column `prompt`")
+    if chat[-1]["role"] != "user":
+        raise UserError(f"{where}, column `prompt`: the chat ends with the {chat[-1]['role']}'s message")
+    return chat
+
+
 def prompt_ids(prompt: Any, tokenizer: Any, where: str, options: Mapping[str, Any] | None = None) -> list[int]:
     """The ids of a policy's prompt: a chat in the policy's template, or a text as it is, which a base model goes on.
 

@@ -26,10 +26,10 @@ def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
     rows = table[there]
     score, status, task = (column(rows, name) for name in ("score", "status", "task"))
     metrics = {f"status/{name}": _mean((status == i).float()) for i, name in enumerate(STATUSES)}
-    for i, name in enumerate(TASKS):
-        metrics[f"{name}/share"] = _mean((task == i).float())
-        metrics[f"{name}/score"] = _mean(score[task == i])
-        metrics[f"{name}/covered"] = _mean(column(rows, "covered")[task == i])
+    for i, one in enumerate(TASKS):
+        metrics[f"{one}/share"] = _mean((task == i).float())
+        metrics[f"{one}/score"] = _mean(score[task == i])
+        metrics[f"{one}/covered"] = _mean(column(rows, "covered")[task == i])
     for name in ("length", "prediction_length", "prediction_chars"):
         metrics[name] = _mean(column(rows, name))
     judged = column(rows, "judged") == 1
@@ -42,7 +42,7 @@ def step_metrics(table: Tensor, group_size: int | None) -> dict[str, float]:
     metrics["unscorable"] = _mean(score.isnan().float())
     if group_size is None:
         return metrics | {"score": _mean(score)}
-    return metrics | group_statistics(column(table, "score"), group_size)
+    return {**metrics, **group_statistics(column(table, "score"), group_size)}
 
 
 def all_lost(table: Tensor) -> bool:

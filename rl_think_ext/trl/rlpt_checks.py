@@ -9,7 +9,7 @@ from rl_think_ext.data.segment_rows import segment_of
 from rl_think_ext.errors import UserError
 from rl_think_ext.methods.rlpt import RLPTConfig, msr_share
 from rl_think_ext.scoring.chat_prompt import check_end_of_turn
-from rl_think_ext.scoring.prediction_prompt import check_tags, check_template
+from rl_think_ext.scoring.prediction_prompt import asked_of, check_tags, check_template
 from rl_think_ext.trl import checks, step_checks
 
 _REFUSED: tuple[checks.Line, ...] = (("remove_unused_columns", False, "the reference would not reach the reward"),)
@@ -71,11 +71,11 @@ def check_row(row: Mapping[str, Any], where: str, tokenizer: Any) -> bool:
     """Check that a row is one of RLPT and can be asked; whether its prompt is a chat.
 
     Raises:
-        UserError: a column that is missing or of another type, or a chat for a tokenizer without a template.
+        UserError: a column that is missing or of another type, a prompt that cannot be asked, or a chat for a tokenizer
+            without a template.
     """
     segment_of(row, where)
-    prompt = row.get("prompt")
-    if isinstance(prompt, str):
+    if isinstance(asked_of(row.get("prompt"), where), str):
         return False
     check_template(tokenizer, where)
     return True

@@ -8,6 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from rl_think_ext.methods.rlpt import RLPTConfig, weighted
+from rl_think_ext.scoring.prediction_prompt import asked_of
 from rl_think_ext.trl import host, policy_logprob
 from rl_think_ext.trl.rlpt_reward import PredictionScore
 from rl_think_ext.trl.step_trainer import StepTrainer
@@ -42,7 +43,14 @@ class RLPTTrainer(StepTrainer):
         return self.own_reward
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Lambda behind TRL's own advantage: dividing by a group's spread would take any factor on the reward away."""
+        """Lambda behind TRL's own advantage: dividing by a group's spread would take any factor on the reward away.
+
+        Raises:
+            UserError: a prompt that cannot be asked, naming its row.
+        """
+        # Before the trainer's own templates: what they raise names no row (F32).
+        for i, row in enumerate(inputs):
+            asked_of(row.get("prompt"), f"row {row.get('id') or f'{i} of the batch'}")
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         weight = self.prediction.config.msr_weight
         if weight != 1.0:

@@ -145,8 +145,8 @@ class PrefixMatch:
         self._failed = 0 if bool(accelerator.gather(mine).any()) else self._failed + 1
         if self._failed >= self.config.max_failed_steps:
             raise UserError(
-                f"no sample was scorable in {self._failed} steps in a row: the outputs have no prediction in \\boxed{{}} "
-                "behind the thought (`malformed: unscorable`), or the rows have no target"
+                f"no sample was scorable in {self._failed} steps in a row: the outputs have no prediction in "
+                "\\boxed{} behind the thought (`malformed: unscorable`), or the rows have no target"
             )
 
     def _log(

@@ -7,8 +7,7 @@ from typing import Any
 
 from rl_think_ext.data.segment_rows import REQUIRED, segment_of
 from rl_think_ext.errors import UserError
-from rl_think_ext.messages import messages_of
-from rl_think_ext.scoring.prediction_prompt import prompt_ids
+from rl_think_ext.scoring.prediction_prompt import asked_of, prompt_ids
 from rl_think_ext.verl import odd_rows
 from rl_think_ext.verl.think_dataset import ThinkDataset
 
@@ -62,10 +61,4 @@ def _is_unusable(row: Mapping[str, Any]) -> bool:
 def _prompt(row: Mapping[str, Any], where: str) -> str | list[dict[str, str]]:
     """What the policy is asked: a text as it is, or a chat that ends with a user's message (F32)."""
     text = row.get("rendered")
-    value = row.get("prompt") if text is None else text
-    if isinstance(value, str):
-        return value
-    chat = messages_of(value, f"{where}, column `prompt`")
-    if chat[-1]["role"] != "user":
-        raise UserError(f"{where}, column `prompt`: the chat ends with the {chat[-1]['role']}'s message")
-    return chat
+    return asked_of(row.get("prompt") if text is None else text, where)
