@@ -44,9 +44,9 @@ def test_stock_command_learns(tmp_path):
     assert (tmp_path / "checkpoint-40/rl_think/ema.safetensors").exists()
 
 
-def test_a_third_of_the_mutants_is_killed():
-    """Which third, the commit says; `make mutants` runs them all, those of compiled sources too."""
+def test_a_fifth_of_the_mutants_is_killed():
+    """Which fifth, the commit says; `make mutants` runs them all, those of compiled sources too."""
     head = command("git", "rev-parse", "HEAD").strip()
-    third = ("--share", f"{int(head, 16) % 3}/3")
-    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2", "--skip-compiled", *third, timeout=1500)
+    fifth = ("--share", f"{int(head, 16) % 5}/5")
+    shown = command(sys.executable, "tests/mutants/run.py", "-j", "2", "--skip-compiled", *fifth, timeout=1500)
     assert "survived" not in shown.lower()
