@@ -63,6 +63,8 @@ _CUED = re.compile(
     r"(?:[ ](?:number|no|nr|is|us|me|at)(?!\w)\.?){0,3}[ :]{0,3})([+(]?[0-9](?:[ ./()-]{0,2}[0-9]){6,14})(?![0-9])"
 )
 _IPV4 = re.compile(r"[0-9](?<![\w.].)(?<![A-Za-z]-.)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?!\w|\.\w|-[A-Za-z])")
+# What every IPv4 address holds, and hardly a text; it begins with a letter of its own, which is quickly found.
+_POINTS = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 # Public addresses are all in 2000::/3 so far; `a::b` is code.
 _IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])")
 # Numbers with three points that are no address.
@@ -104,8 +106,11 @@ class Pii:
         if _NUMBER.search(text):
             for kind, pattern, replace in _NUMBERS:
                 text = _masked(text, kind, pattern, replace, found)
-        text = _masked(text, "ip", _IPV4, self._ipv4, found)
-        return _masked(text, "ip", _IPV6, _ipv6, found), found
+        if _POINTS.search(text):
+            text = _masked(text, "ip", _IPV4, self._ipv4, found)
+        if ":" in text:
+            text = _masked(text, "ip", _IPV6, _ipv6, found)
+        return text, found
 
     @cached_property
     def _formatter(self) -> Any:
@@ -135,6 +140,8 @@ class Pii:
 
 def _masked(text: str, kind: str, pattern: re.Pattern[str], replace: Replace, found: Counter[str]) -> str:
     masked = pattern.sub(replace, text)
+    if masked == text:  # of most texts nothing is taken
+        return text
     if num := masked.count(MASKS[kind]) - text.count(MASKS[kind]):
         found[kind] += num
     return masked

@@ -88,34 +88,34 @@ class PromptCap:
         sums = self._sums(text)
         needed = [self._needed(drawn, sums) for drawn in targets]
         sure = [
-            bisect_left(sums.starts, need - self.most + SLACK, hi=d.index)
+            bisect_left(sums.starts, need - self.most + SLACK, hi=d.number)
             for d, need in zip(targets, needed, strict=True)
         ]
         # From one segment earlier a prompt may fit all the same: worth a look for a whole context, or a last chance.
         near = {
             i: first - 1
             for i, first in enumerate(sure)
-            if first in (1, targets[i].index) and needed[i] - sums.starts[first - 1] <= self.most + SLACK
+            if first in (1, targets[i].number) and needed[i] - sums.starts[first - 1] <= self.most + SLACK
         }
         fits = self._fit(text, [(targets[i], first) for i, first in near.items()])
         if not self._hold(text, targets, sure, sums, needed):
             return [self._exactly(text, drawn) for drawn in targets]
         found = dict(enumerate(sure)) | {i: first for (i, first), fit in zip(near.items(), fits, strict=True) if fit}
-        return [found[i] if found[i] < drawn.index else None for i, drawn in enumerate(targets)]
+        return [found[i] if found[i] < drawn.number else None for i, drawn in enumerate(targets)]
 
     def _hold(
         self, text: Text, targets: Sequence[Drawn], sure: Sequence[int], sums: Sums, needed: Sequence[int]
     ) -> bool:
         """Whether the sums hold for the longest prompt: the last quarter of its context is encoded, or all of it."""
-        lengths = {i: needed[i] - sums.starts[first] for i, first in enumerate(sure) if first < targets[i].index}
+        lengths = {i: needed[i] - sums.starts[first] for i, first in enumerate(sure) if first < targets[i].number}
         longest = max(lengths, key=lengths.__getitem__, default=None)
         if longest is None or 4 * lengths[longest] <= 3 * self.most:
             return True
         drawn, first = targets[longest], sure[longest]
-        middle = drawn.index - max(1, (drawn.index - first) // 4)
-        stretch = text.text[text.starts[middle] : text.starts[drawn.index]]
+        middle = drawn.number - max(1, (drawn.number - first) // 4)
+        stretch = text.text[text.starts[middle] : text.starts[drawn.number]]
         number = len(self._encode([stretch], add_special_tokens=False)[0])
-        off = abs(number - sums.starts[drawn.index] + sums.starts[middle])
+        off = abs(number - sums.starts[drawn.number] + sums.starts[middle])
         return off <= SLACK // 4 or self._fit(text, [(drawn, first)])[0]
 
     def _short(self, text: str) -> bool:
@@ -134,14 +134,14 @@ class PromptCap:
 
     def _needed(self, drawn: Drawn, sums: Sums) -> int:
         """Tokens of a prompt that shows everything before the target."""
-        behind = sums.ends[drawn.index + 1] - sums.ends[drawn.index] if drawn.task == "msr" else 0
-        return self._around[drawn.task] + sums.starts[drawn.index] + behind
+        behind = sums.ends[drawn.number + 1] - sums.ends[drawn.number] if drawn.task == "msr" else 0
+        return self._around[drawn.task] + sums.starts[drawn.number] + behind
 
     def _exactly(self, text: Text, drawn: Drawn) -> int | None:
         """By the prompts themselves, from the longest on."""
-        places = range(drawn.index)
+        places = range(drawn.number)
         first = bisect_left(places, True, key=lambda i: self._fit(text, [(drawn, i)])[0])
-        return first if first < drawn.index else None
+        return first if first < drawn.number else None
 
     def _fit(self, text: Text, asked: Sequence[tuple[Drawn, int]]) -> list[bool]:
         """Whether prompts have no more tokens than they may."""

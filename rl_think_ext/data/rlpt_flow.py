@@ -150,6 +150,7 @@ class Flow:
                 paths.append(path)
                 yield documents, report
 
+        bar: tqdm[Any]
         with tqdm(desc="asked", unit="", disable=None) as bar:
             for documents, report in self.workers.map("clean", noted()):
                 yield self.quality(documents, report, bar), report, paths.pop(0)

@@ -157,11 +157,11 @@ def text_of(prompt: list[dict[str, str]] | str) -> str:
 
 def row_digest(split: str, row: SegmentRow) -> bytes:
     """sha256 of a row: its texts behind their lengths, so that no two rows give the same bytes."""
-    numbers = f"{row['position']} {row['segment_ends']}"
-    texts = [split, row["id"], text_of(row["prompt"]), row["task"], row["context"], row["next_segment"]]
-    data = "".join([*texts, row["reference"], row["source"], numbers])
-    lengths = ",".join(str(len(text)) for text in (*texts, row["reference"], row["source"]))
-    return hashlib.sha256(f"{lengths};{data}".encode()).digest()
+    prompt, numbers = text_of(row["prompt"]), f"{row['position']} {row['segment_ends']}"
+    asked = (split, row["id"], prompt, row["task"], row["context"], row["next_segment"])
+    texts = (*asked, row["reference"], row["source"])
+    lengths = ",".join(map(str, map(len, texts)))
+    return hashlib.sha256(f"{lengths};{''.join(texts)}{numbers}".encode()).digest()
 
 
 def next_key(key: str, documents: Sequence[Document]) -> str:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rl_think_ext.data.asking import Asking, Question
 from rl_think_ext.data.journal import Journal, key_of
@@ -133,7 +133,7 @@ class Quality:
         asker = ChatAsker(ask, str(flags.quality_server), temperature=0.0)
         self.asking = Asking(asker, journal, PORTION * flags.max_concurrency, flags.max_failed_share)
 
-    def __call__(self, documents: Sequence[Document], report: Report, bar: tqdm[None]) -> list[Document]:
+    def __call__(self, documents: Sequence[Document], report: Report, bar: tqdm[Any]) -> list[Document]:
         """The documents that the model keeps; the others are counted.
 
         Raises:

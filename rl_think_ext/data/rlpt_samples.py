@@ -34,7 +34,7 @@ NO_ROOM = "not even the segment before fits into the prompt"
 class Drawn(NamedTuple):
     """A target: the number of its segment, and what is asked about it."""
 
-    index: int
+    number: int
     task: Task
 
 
@@ -53,11 +53,11 @@ class Text:
         """What the prompt of MSR shows behind the mask, the white space before it included."""
         if drawn.task == "asr":
             return ""
-        return self.text[self.spans[drawn.index][1] : self.spans[drawn.index + 1][1]]
+        return self.text[self.spans[drawn.number][1] : self.spans[drawn.number + 1][1]]
 
     def context(self, drawn: Drawn, first: int) -> str:
         """What stands before the target, from a segment on."""
-        return self.text[self.starts[first] : self.starts[drawn.index]]
+        return self.text[self.starts[first] : self.starts[drawn.number]]
 
     def prompt(self, drawn: Drawn, first: int) -> str:
         """What the policy is asked."""
@@ -106,16 +106,16 @@ class Samples:
                 found.append(drawn)
         most = self.config.num_targets
         if most is not None and most < len(found):
-            places = sorted(found, key=lambda drawn: self._draw("target", text.document.id, text.starts[drawn.index]))
+            places = sorted(found, key=lambda drawn: self._draw("target", text.document.id, text.starts[drawn.number]))
             found = sorted(places[:most])
         yield from found
 
     def _no_target(self, text: Text, drawn: Drawn, masked: bool) -> str:
-        start, end = text.spans[drawn.index]
+        start, end = text.spans[drawn.number]
         if self.config.max_segment_chars is not None and end - start > self.config.max_segment_chars:
             return TOO_LONG
         if masked:
-            shown = text.spans[drawn.index + (drawn.task == "msr")][1]
+            shown = text.spans[drawn.number + (drawn.task == "msr")][1]
             return MASKED if has_mask(text.text[start:shown]) else ""
         return ""
 
@@ -129,12 +129,12 @@ class Samples:
 
     def _first(self, text: Text, drawn: Drawn) -> int | None:
         """The first segment of the context where no token is counted; None where not even one fits."""
-        lowest = text.starts[drawn.index] - self.config.max_context_chars
+        lowest = text.starts[drawn.number] - self.config.max_context_chars
         first = bisect_left(text.starts, lowest)
-        return first if first < drawn.index else None
+        return first if first < drawn.number else None
 
     def _row(self, text: Text, drawn: Drawn, first: int) -> SegmentRow:
-        start = text.starts[drawn.index]
+        start = text.starts[drawn.number]
         ends = self._ends(text, drawn)
         prompt = text.prompt(drawn, first)
         return {
@@ -158,7 +158,7 @@ class Samples:
         num = self.config.num_reference_segments
         if drawn.task == "msr" and self.config.msr_reference == "masked":
             num = 1
-        spans = text.spans[drawn.index : drawn.index + num]
+        spans = text.spans[drawn.number : drawn.number + num]
         start, ends = spans[0][0], [spans[0][1] - spans[0][0]]
         for first, end in spans[1:]:
             if has_mask(text.text[first:end]):

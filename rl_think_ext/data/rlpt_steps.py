@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -85,35 +85,41 @@ class Steps:
 
     def clean(self, documents: Sequence[Document], report: Report) -> tuple[list[Document], Report]:
         """The documents that pass all filters, masked."""
-        kept = [self._named(document, lambda given: self._clean(given, report)) for document in documents]
-        return [document for document in kept if document is not None], report
-
-    def _clean(self, document: Document, report: Report) -> Document | None:
-        with report.timed("tags"):
-            reason = self.tag_in(document.text)
-        if reason:
-            return report.take("tags", reason, document, shown=False)
-        if self.pii:
-            with report.timed("pii"):
-                text, masked = self.pii(document.text)
-                report.masks.update(masked)
-                document = Document(document.id, text, document.source)
-        for step, judge, words in self._judges:
+        kept = list(documents)
+        for step, look in self._filters:
             with report.timed(step):
-                verdict = judge(document.text)
-            if verdict:
-                return report.take(step, words.format(verdict), document, shown=self.pii is not None)
-        return document
+                found = [self._named(document, partial(look, report)) for document in kept]
+            kept = [document for document in found if document is not None]
+        return kept, report
 
     @cached_property
-    def _judges(self) -> list[tuple[str, Callable[[str], str | None], str]]:
-        """Filters that say why a text has to go, and how that is told."""
-        found: list[tuple[str, Callable[[str], str | None], str]] = []
+    def _filters(self) -> list[tuple[str, Callable[[Report, Document], Document | None]]]:
+        """The steps in their order: each gives a document back, or counts why it goes."""
+        found: list[tuple[str, Callable[[Report, Document], Document | None]]] = []
+        found.append(("tags", partial(self._judged, "tags", self.tag_in, "{}")))
+        if self.pii:
+            found.append(("pii", partial(self._masked, self.pii)))
         if self.decontamination:
-            found.append(("decontamination", self.decontamination, "holds a piece of {}"))
+            judge = partial(self._judged, "decontamination", self.decontamination, "holds a piece of {}")
+            found.append(("decontamination", judge))
         if self.rules:
-            found.append(("rules", self.rules, "{}"))
+            found.append(("rules", partial(self._judged, "rules", self.rules, "{}")))
         return found
+
+    def _masked(self, pii: Pii, report: Report, document: Document) -> Document:
+        text, masks = pii(document.text)
+        report.masks.update(masks)
+        return Document(document.id, text, document.source) if masks else document
+
+    def _judged(
+        self, step: str, judge: Callable[[str], str | None], words: str, report: Report, document: Document
+    ) -> Document | None:
+        verdict = judge(document.text)
+        if not verdict:
+            return document
+        # Tags are looked for before anything is masked.
+        report.take(step, words.format(verdict), document, shown=step != "tags" and self.pii is not None)
+        return None
 
     def tag_in(self, text: str) -> str:
         """Why a text would mix with what a prompt or an output is made of (F24, F25)."""
@@ -133,7 +139,7 @@ class Steps:
             files = {name: stack.enter_context(RowFile(path, name, self.config.form)) for name in ("train", "test")}
             for document in documents:
                 file = files["test" if on_test_side(document.id, self.config.test_share) else "train"]
-                self._named(document, lambda given, file=file: self._write(given, file, report))
+                self._named(document, partial(self._write, file, report))
             report.sizes = {name: size for name, file in files.items() if (size := file.close())}
         report.num_rows.update({name: file.num_rows for name, file in files.items() if file.num_rows})
         report.positions.update(self.samples.left_out)
@@ -144,7 +150,7 @@ class Steps:
         save(path.with_suffix(".json"), report.as_dict())
         return report
 
-    def _write(self, document: Document, file: RowFile, report: Report) -> None:
+    def _write(self, file: RowFile, report: Report, document: Document) -> None:
         before = file.num_rows
         with report.timed("segments"):
             for row in self.samples(document):

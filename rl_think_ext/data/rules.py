@@ -121,7 +121,7 @@ class Rules:
         config = self.config
         if config.max_repeated_lines:
             lines = [line for line in text.split("\n") if line.strip()]
-            if find_duplicates(lines)[1] > config.max_repeated_lines * len(text):
+            if len(set(lines)) < len(lines) and find_duplicates(lines)[1] > config.max_repeated_lines * len(text):
                 return "repeated lines"
         num_runs = len(words) - _RUN + 1
         # A run with a word that is there for the first time is there for the first time: most texts need no more.
