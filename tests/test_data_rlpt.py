@@ -48,7 +48,11 @@ TEXT = (
     "The first sentence of the text stands here. Dr. Smith wrote the second one by hand. A third one follows it, i.e. "
     "this. Nobody has read the fourth sentence so far. The fifth is the last of them all."
 )
-RUN = "import sys; from rl_think_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+# A process of a shell's background inherits that interrupts are ignored.
+RUN = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from rl_think_ext.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 def write(path: Path, texts: list[Any]) -> str:
